@@ -1,0 +1,484 @@
+"""From finished episodes to figures: accuracy, tool use and gaze, each with a 95% interval.
+
+Invariant: every episode counts. What could not be read, was cut off or failed by our doing is wrong
+in the accuracy and counted by its cause; a figure that does not apply is None or missing, never 0;
+runs of which more than 1% is unscored are not compared. Intervals are percentile bootstraps that
+draw whole clusters: a sample with all its rollouts, or the samples that share a picture, where the
+task says so in their `meta`.
+Left out on purpose: running episodes, reading and writing files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from saccade.coverage import overlap
+from saccade.errors import DataError
+from saccade.rewards import Rubric
+from saccade.rewards.answers import extract, lenient, strict
+from saccade.tasks import CLUSTER
+from saccade.types import Episode, Outcome, Sample, StopReason
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = [
+    "Comparison",
+    "Interval",
+    "Metric",
+    "SampleRow",
+    "Summary",
+    "format_table",
+    "paired",
+    "remaining",
+    "results_json",
+    "row_of",
+    "summarise",
+]
+
+ALL = "all"
+MAX_UNSCORED = 0.01
+"""Share of unscored episodes above which runs are not compared."""
+
+Failure = Literal["", "unscored", "truncated", "extraction_failed"]
+Metric = Literal["accuracy", "lenient", "coverage", "tightness", "calls", "completion_tokens"]
+
+
+class Interval(NamedTuple):
+    """An estimate with its 95% interval; None at both ends where one cluster is all there is."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRow:
+    """What one episode of an evaluation came to; one line of the per-sample file."""
+
+    id: str
+    rollout: int
+    kind: str
+    stratum: str
+    cluster: str
+    """Samples of one cluster are drawn together; the sample's id where the task names none."""
+    answer: str | None
+    """As extracted for scoring; None where there was none."""
+    strict: bool | None
+    """Right by the strict rule; None where the episode is unscored."""
+    lenient: bool | None
+    reward: float | None
+    """Of the task's rubric."""
+    stop: StopReason
+    scored: bool
+    """False where the end was our doing, or the rubric could not say."""
+    calls: dict[str, int]
+    """Well-formed calls by tool."""
+    completion_tokens: int | None
+    """None from engines without ids."""
+    coverage: float | None
+    tightness: float | None
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.stratum == ALL:
+            raise ValueError(f"Stratum {ALL!r} of sample {self.id!r} is taken; name it otherwise.")
+        if (self.strict is None) == self.scored or (self.lenient is None) == self.scored:
+            raise ValueError(f"Row {self.id!r} needs verdicts if it is scored, and none if not.")
+
+    @property
+    def failure(self) -> Failure:
+        """Why there is no answer to judge; exactly one cause, or none."""
+        if not self.scored:
+            return "unscored"
+        if self.stop is not StopReason.ANSWERED:
+            return "truncated"
+        return "extraction_failed" if self.answer is None else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values; `from_json` reads it back."""
+        return {**asdict(self), "stop": self.stop.value}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> SampleRow:
+        """Raises DataError, naming the field, for what `to_json` did not write."""
+        try:
+            return _row_adapter().validate_json(json.dumps(dict(data)), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(p) for p in first["loc"]) or "row"
+            raise DataError(
+                f"A line of per-sample results can't be read ({where}: {first['msg']}); "
+                "remove it and evaluate again."
+            ) from None
+
+
+@lru_cache(maxsize=1)
+def _row_adapter() -> TypeAdapter[SampleRow]:
+    return TypeAdapter(SampleRow, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+
+
+def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
+    """The row of a finished episode. Raises ValueError where it has not ended."""
+    if episode.stop is None:
+        raise ValueError(f"Episode of sample {episode.sample.id!r} has not ended.")
+    sample = episode.sample
+    is_ours = episode.stop.outcome is Outcome.OURS
+    reward = None if is_ours else rubric.score(episode).value
+    # The model's own failure to finish is wrong, whatever the rubric says of it.
+    scored = not is_ours and (reward is not None or episode.stop is not StopReason.ANSWERED)
+    answer = None if episode.answer is None else extract(episode.answer)
+    gaze = None if is_ours else overlap(sample.evidence, episode.gaze)
+    return SampleRow(
+        id=sample.id,
+        rollout=episode.rollout_index,
+        kind=sample.kind,
+        stratum=sample.stratum,
+        cluster=dict(sample.meta).get(CLUSTER, sample.id),
+        answer=answer,
+        strict=(answer is not None and strict(sample.answer, answer)) if scored else None,
+        lenient=(answer is not None and lenient(sample.answer, answer)) if scored else None,
+        reward=reward,
+        stop=episode.stop,
+        scored=scored,
+        calls=dict(Counter(call.name for call in episode.calls)),
+        completion_tokens=episode.completion_tokens if episode.segments else None,
+        coverage=gaze.coverage if gaze else None,
+        tightness=gaze.tightness if gaze else None,
+        seconds=episode.seconds,
+    )
+
+
+def remaining(
+    samples: Sequence[Sample], rows: Iterable[SampleRow], *, rollouts: int = 1
+) -> tuple[tuple[Sample, int], ...]:
+    """The (sample, rollout index) pairs without a row, in order: what is left for a resumed run."""
+    done = {(row.id, row.rollout) for row in rows}
+    return tuple(
+        (sample, index)
+        for sample in samples
+        for index in range(rollouts)
+        if (sample.id, index) not in done
+    )
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """One arm of an evaluation.
+
+    Figures by stratum also have the key `all`; where a figure does not apply, its key is missing.
+    """
+
+    n: int
+    """Episodes."""
+    accuracy: dict[str, Interval]
+    """Strict, over all episodes: what could not be scored is wrong."""
+    accuracy_scored: dict[str, Interval]
+    """Strict, over the scored episodes alone; to be read beside `accuracy`, never instead of it."""
+    lenient: dict[str, Interval]
+    kinds: dict[str, Interval]
+    """Strict accuracy by kind of question."""
+    calls: float
+    """Well-formed tool calls for each episode."""
+    calls_by_tool: dict[str, float]
+    """The same by tool; they sum to `calls`."""
+    completion_tokens: float | None
+    """For each episode whose engine has ids; None without any."""
+    coverage: dict[str, Interval]
+    """Share of the evidence that was looked at, over the samples with evidence."""
+    tightness: dict[str, Interval]
+    """Share of what was looked at that is evidence, over the episodes that looked."""
+    unscored: int
+    extraction_failed: int
+    truncated: int
+    seconds: float
+    """Mean over episodes; those that ran side by side overlap."""
+
+    def to_json(self) -> dict[str, Any]:
+        """An arm of `results.json`: intervals as [estimate, low, high]."""
+        return {
+            "n": self.n,
+            "accuracy": _lists(self.accuracy),
+            "lenient": _lists(self.lenient),
+            "kinds": _lists(self.kinds),
+            "calls": self.calls,
+            "calls_by_tool": self.calls_by_tool,
+            "completion_tokens": self.completion_tokens,
+            "coverage": _lists(self.coverage),
+            "tightness": _lists(self.tightness),
+            "unscored": self.unscored,
+            "extraction_failed": self.extraction_failed,
+            "truncated": self.truncated,
+            "seconds": self.seconds,
+        }
+
+
+def _lists(intervals: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+    return {name: list(interval) for name, interval in intervals.items()}
+
+
+def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int = 0) -> Summary:
+    """All figures of one arm. The same rows in another order give the same figures.
+
+    Raises ValueError without rows, or where an episode stands twice.
+    """
+    _refuse_twice(rows)
+    if not rows:
+        raise ValueError("There are no rows to summarise; evaluate at least one sample.")
+
+    # One order for all sums: floating point must not see in which order episodes ended.
+    rows = sorted(rows, key=lambda r: (r.id, r.rollout))
+
+    def by_stratum(metric: Metric, among: Sequence[SampleRow] = rows) -> dict[str, Interval]:
+        named = {name: _of(among, name) for name in _strata(among)}
+        found = {s: _interval(r, _VALUES[metric], bootstrap, seed) for s, r in named.items()}
+        return {name: interval for name, interval in found.items() if interval}
+
+    kinds = {k: [r for r in rows if r.kind == k] for k in sorted({r.kind for r in rows} - {""})}
+    by_kind = {k: _interval(r, _VALUES["accuracy"], bootstrap, seed) for k, r in kinds.items()}
+    tools: Counter[str] = Counter()
+    for row in rows:
+        tools.update(row.calls)
+    tokens = [r.completion_tokens for r in rows if r.completion_tokens is not None]
+    failures = Counter(row.failure for row in rows)
+    return Summary(
+        n=len(rows),
+        accuracy=by_stratum("accuracy"),
+        accuracy_scored=by_stratum("accuracy", [r for r in rows if r.scored]),
+        lenient=by_stratum("lenient"),
+        kinds={kind: interval for kind, interval in by_kind.items() if interval},
+        calls=tools.total() / len(rows),
+        calls_by_tool={name: count / len(rows) for name, count in sorted(tools.items())},
+        completion_tokens=sum(tokens) / len(tokens) if tokens else None,
+        coverage=by_stratum("coverage"),
+        tightness=by_stratum("tightness"),
+        unscored=failures["unscored"],
+        extraction_failed=failures["extraction_failed"],
+        truncated=failures["truncated"],
+        seconds=sum(r.seconds for r in rows) / len(rows),
+    )
+
+
+_VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
+    "accuracy": lambda row: float(row.strict or False),
+    "lenient": lambda row: float(row.lenient or False),
+    "coverage": lambda row: row.coverage,
+    "tightness": lambda row: row.tightness,
+    "calls": lambda row: float(sum(row.calls.values())),
+    "completion_tokens": lambda row: row.completion_tokens,
+}
+
+
+def _strata(rows: Iterable[SampleRow]) -> list[str]:
+    return [ALL, *sorted({r.stratum for r in rows} - {""})]
+
+
+def _of(rows: Sequence[SampleRow], stratum: str) -> list[SampleRow]:
+    return [r for r in rows if stratum in (ALL, r.stratum)]
+
+
+def _refuse_twice(rows: Iterable[SampleRow]) -> None:
+    for (sample_id, rollout), count in Counter((r.id, r.rollout) for r in rows).items():
+        if count > 1:
+            raise ValueError(f"Rollout {rollout} of sample {sample_id!r} stands in {count} rows.")
+
+
+def _interval(
+    rows: Iterable[SampleRow],
+    value: Callable[[SampleRow], float | None],
+    bootstrap: int,
+    seed: int,
+) -> Interval | None:
+    """Mean over the rows that have the value; None where no row has it."""
+    clusters: dict[str, tuple[float, int]] = {}
+    for row in rows:
+        if (v := value(row)) is not None:
+            total, count = clusters.get(row.cluster, (0.0, 0))
+            clusters[row.cluster] = (total + v, count + 1)
+    return _bootstrap(list(clusters.values()), bootstrap, seed) if clusters else None
+
+
+_ALIKE = 64
+"""With so few different clusters it is faster to draw how often each of them comes."""
+
+
+def _bootstrap(clusters: Sequence[tuple[float, int]], resamples: int, seed: int) -> Interval:
+    """Ratio of the sums of (total, count) pairs, with its interval when whole clusters are drawn.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+    """
+    table = np.array(sorted(clusters), dtype=float)  # (clusters, 2); sorted: order must not matter
+    totals, counts = table.sum(axis=0)
+    estimate = float(totals / counts)
+    number = len(table)
+    if number < 2:
+        return Interval(estimate, None, None)
+    rng = np.random.default_rng(seed)
+    kinds, times = np.unique(table, axis=0, return_counts=True)
+    if len(kinds) <= _ALIKE:
+        drawn = rng.multinomial(number, times / number, size=resamples) @ kinds  # (resamples, 2)
+    else:
+        drawn = np.empty((resamples, 2))
+        chunk = max(1, 2_000_000 // number)  # some 16 MB of indices at a time
+        for start in range(0, resamples, chunk):
+            size = (min(chunk, resamples - start), number)
+            drawn[start : start + chunk] = table[rng.integers(number, size=size)].sum(axis=1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return Interval(estimate, float(low), float(high))
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Arm a minus arm b on the samples that both have."""
+
+    a: str
+    b: str
+    stratum: str
+    metric: Metric
+    difference: Interval | None
+    reason: str = ""
+    """Why there is no difference to print; empty where there is one."""
+
+    def __post_init__(self) -> None:
+        if (self.difference is None) != bool(self.reason):
+            raise ValueError("Comparison needs a difference or a reason why there is none.")
+
+    def to_json(self) -> dict[str, Any]:
+        difference = None if self.difference is None else list(self.difference)
+        return {**asdict(self), "difference": difference}
+
+
+def paired(
+    rows_a: Sequence[SampleRow],
+    rows_b: Sequence[SampleRow],
+    *,
+    stratum: str = ALL,
+    metric: Metric = "accuracy",
+    names: tuple[str, str] = ("a", "b"),
+    bootstrap: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Mean difference over shared sample ids, with the interval of the paired bootstrap.
+
+    A sample's figure is the mean over its rollouts. There is a sentence and no difference where
+    more than 1% of either run (whole or in the stratum) is unscored, or fewer than two clusters are
+    shared. Raises ValueError where an episode stands twice.
+    """
+    value = _VALUES[metric]
+    means: list[dict[str, tuple[str, float]]] = []
+    for name, rows in zip(names, (rows_a, rows_b), strict=True):
+        _refuse_twice(rows)
+        for part in (rows, _of(rows, stratum)):
+            unscored = sum(not r.scored for r in part)
+            if unscored > MAX_UNSCORED * len(part):
+                share = f"{unscored} of {len(part)} episodes of {name} are unscored"
+                reason = f"{share}, above {MAX_UNSCORED:.0%}: repair and evaluate them again."
+                return Comparison(*names, stratum, metric, None, reason)
+        means.append(_sample_means(_of(rows, stratum), value))
+    first, second = means
+    clusters: dict[str, tuple[float, int]] = {}
+    for sample_id in sorted(first.keys() & second.keys()):
+        cluster, mean = first[sample_id]
+        total, count = clusters.get(cluster, (0.0, 0))
+        clusters[cluster] = (total + mean - second[sample_id][1], count + 1)
+    if len(clusters) < 2:
+        reason = f"{len(clusters)} independent samples have this figure in both; at least 2 must."
+        return Comparison(*names, stratum, metric, None, reason)
+    difference = _bootstrap(list(clusters.values()), bootstrap, seed)
+    return Comparison(*names, stratum, metric, difference)
+
+
+def _sample_means(
+    rows: Iterable[SampleRow], value: Callable[[SampleRow], float | None]
+) -> dict[str, tuple[str, float]]:
+    """(cluster, mean over rollouts) by sample id, for the samples that have the value."""
+    found: dict[str, tuple[str, list[float]]] = {}
+    for row in sorted(rows, key=lambda r: r.rollout):
+        if (v := value(row)) is not None:
+            found.setdefault(row.id, (row.cluster, []))[1].append(v)
+    return {key: (cluster, sum(v) / len(v)) for key, (cluster, v) in found.items()}
+
+
+# --- output ---------------------------------------------------------------------------------------
+
+
+def results_json(arms: Mapping[str, Summary], pairs: Iterable[Comparison]) -> dict[str, Any]:
+    """The content of `results.json`: figures by arm and comparisons between arms."""
+    return {
+        "arms": {name: summary.to_json() for name, summary in arms.items()},
+        "pairs": [pair.to_json() for pair in pairs],
+    }
+
+
+def format_table(results: Mapping[str, Any]) -> Table:
+    """The table of `results_json`, one row for each arm; comparisons stand below it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    arms: Mapping[str, Mapping[str, Any]] = results["arms"]
+    strata = list(dict.fromkeys(s for arm in arms.values() for s in arm["accuracy"]))
+    looked = [s for s in strata if any(s in arm["coverage"] for arm in arms.values())]
+    table = Table(
+        title="Accuracy is strict, with 95% intervals; unscored counts as wrong", show_lines=False
+    )
+    heads = [
+        "n",
+        *(f"accuracy {s}" for s in strata),
+        "without unscored",
+        "lenient",
+        "calls",
+        "tokens",
+    ]
+    heads += [*(f"coverage {s}" for s in looked), "tightness"]
+    heads += ["unscored", "no answer read", "truncated", "seconds"]
+    table.add_column("arm")
+    for head in heads:
+        table.add_column(Text(head), justify="right")
+    for name, arm in arms.items():
+        scored = arm["n"] - arm["unscored"]
+        # An unscored episode is wrong, so the sum of right answers is the same with and without it.
+        without = arm["accuracy"][ALL][0] * arm["n"] / scored if scored else None
+        cells = [str(arm["n"]), *(_cell(arm["accuracy"].get(s)) for s in strata)]
+        cells += [_number(without, 3), _cell(arm["lenient"][ALL]), _number(arm["calls"], 2)]
+        cells += [_number(arm["completion_tokens"], 1)]
+        cells += [_cell(arm["coverage"].get(s)) for s in looked]
+        cells += [_cell(arm["tightness"].get(ALL))]
+        cells += [str(arm[k]) for k in ("unscored", "extraction_failed", "truncated")]
+        cells += [_number(arm["seconds"], 2)]
+        table.add_row(Text(name), *(Text(c) for c in cells))
+    lines = [_line(pair) for pair in results["pairs"]]
+    table.caption = Text("\n".join(lines)) if lines else None
+    return table
+
+
+def _line(pair: Mapping[str, Any]) -> str:
+    what = f"{pair['a']} - {pair['b']}, {pair['metric']} on {pair['stratum']}: "
+    if pair["difference"] is None:
+        return what + f"no comparison: {pair['reason']}"
+    estimate, low, high = pair["difference"]
+    return what + f"{estimate:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _cell(interval: Sequence[float | None] | None) -> str:
+    if interval is None:
+        return "-"
+    estimate, low, high = interval
+    return _number(estimate, 3) + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,0 +1,1 @@
+"""Models: loading real ones, building the tiny one."""

@@ -1,0 +1,218 @@
+"""Pretraining of the tiny base model: it learns to see, to point and to read, and nothing of tools.
+
+Invariant: step k sees the same lessons whatever came before (a killed run goes on with the same data), all drawn
+from charts of the `pretrain` split and each seen once. The loss is that of SFT on the same token road.
+
+Left out on purpose: several processes that learn. One process draws, one learns; the model is small.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from saccade.config import PretrainConfig, Recipe, dump_recipe, recipe_hash
+from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
+from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
+from saccade.progress import progress
+from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.store import RunFolder
+from saccade.tokens import Batch, Flat, Tree, batch, flatten
+from saccade.types import ImageRef, Segment
+from saccade.worlds.charts import item
+from saccade.worlds.lessons import TOPICS, lessons
+
+__all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_tree", "optimizers", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One chart's lessons, ready for the model."""
+
+    flat: Flat
+    topics: tuple[int, ...]
+    """Topic of each branch, as an index into `TOPICS`."""
+    patches: list[np.ndarray]
+    grids: list[tuple[int, int, int]]
+
+
+def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
+    """Lessons on chart `index`: the picture as the trunk, each lesson as a branch."""
+    chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
+    rng = np.random.default_rng([seed, index, 7])
+    ref = ImageRef(f"chart-{index}", *chart.drawing.image.size)
+    patches = [renderer.patches(ref, chart.drawing.image)]
+    grids = [renderer.grid(ref)]
+    whole = renderer.encode_user_image(ref)
+    branches: list[tuple[Segment, ...]] = []
+    topics: list[int] = []
+    for number, lesson in enumerate(lessons(chart, rng, frame=renderer.frame(ref))):
+        view = None
+        if lesson.view is not None:
+            view = ImageRef(f"chart-{index}-view-{number}", *lesson.view.size)
+            patches.append(renderer.patches(view, lesson.view))
+            grids.append(renderer.grid(view))
+        asked = renderer.encode_user_rest(lesson.question, view)
+        branches.append((asked, renderer.demonstrated(lesson.answer)))
+        topics.append(TOPICS.index(lesson.topic))
+    tree = Tree((whole,), tuple(branches))
+    return Packed(flatten(tree, renderer), tuple(topics), patches, grids)
+
+
+class LessonData(Dataset[Packed]):
+    """Charts `first` to `last` of the pretraining stream."""
+
+    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int) -> None:
+        self.renderer, self.seed, self.first, self.last = renderer, seed, first, last
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __getitem__(self, k: int) -> Packed:
+        return lesson_tree(self.first + k, self.renderer, seed=self.seed)
+
+
+def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases."""
+    matrices, rest = [], []
+    for name, p in model.named_parameters():
+        inner = p.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
+        (matrices if inner else rest).append(p)
+    return [
+        torch.optim.Muon(matrices, lr=config.muon_learning_rate, momentum=0.95, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def learning_rate_factor(step: int, config: PretrainConfig) -> float:
+    """Linear warm-up, constant, linear decay to nothing over the last `decay_steps`."""
+    up = (step + 1) / max(1, config.warmup_steps)
+    down = (config.steps - step) / max(1, config.decay_steps)
+    return max(0.0, min(1.0, up, down))
+
+
+def run(recipe: Recipe) -> Path:
+    """Train the base of a recipe, or go on with it, and return the folder of the finished model."""
+    config = recipe.pretrain
+    torch.set_num_threads(recipe.threads)
+    renderer = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
+    model = with_linear_patches(build_model(renderer.tokenizer, seed=recipe.seed))
+    trained = optimizers(model, config)
+    with RunFolder(recipe.run or Path("runs/pretrain")) as folder:
+        folder.write_recipe(dump_recipe(recipe))
+        folder.write_env(threads=recipe.threads)
+        step, minutes = _resume(folder, model, trained)
+        numbers = torch.tensor(number_ids(renderer.tokenizer))
+        began = time.monotonic()
+        steps = iter(_stream(renderer, recipe, first=step))
+        with progress("pretrain", total=config.steps, done=step) as bar:
+            while step < config.steps and minutes + _since(began) < config.max_minutes:
+                packs = next(steps)
+                for optimizer, rate in zip(trained, _rates(config), strict=True):
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate * learning_rate_factor(step, config)
+                row = _step(model, trained, packs, numbers)
+                step += 1
+                folder.append("metrics", {"stage": "pretrain", "step": step, **row})
+                bar.advance(f"loss {row['loss']:.2f}")
+                if step % config.checkpoint_every == 0 or step == config.steps:
+                    _checkpoint(folder, step, model, trained, minutes + _since(began))
+        save(model, renderer, folder.path / "model", made_by={"recipe": recipe_hash(recipe), "seed": recipe.seed})
+    return folder.path / "model"
+
+
+def _step(
+    model: nn.Module,
+    trained: list[torch.optim.Optimizer],
+    packs: list[Packed],
+    numbers: torch.Tensor,
+) -> dict[str, float]:
+    packed = batch([p.flat for p in packs])
+    features = encode_images(
+        model, [x for p in packs for x in p.patches], [g for p in packs for g in p.grids]
+    )
+    logits = token_logits(model, packed, hidden_states(model, packed, features))  # (N, V)
+    loss = F.cross_entropy(logits, packed.target)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in trained:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss.item(), "grad_norm": norm.item(), **_seen(packs, packed, logits, numbers)}
+
+
+@torch.no_grad()
+def _seen(
+    packs: list[Packed], packed: Batch, logits: torch.Tensor, numbers: torch.Tensor
+) -> dict[str, float]:
+    """How well the model did on lessons that it never saw: share of right tokens, and the error of coordinates."""
+    topics = torch.tensor([list(p.topics) for p in packs])[packed.row, packed.branch]  # (N,)
+    guess = logits.argmax(-1)
+    right = guess == packed.target
+    row = {f"right_{t}": right[topics == k].float().mean().item() for k, t in enumerate(TOPICS)}
+    value_of = torch.full((logits.shape[-1],), -1, dtype=torch.long)
+    value_of[numbers] = torch.arange(len(numbers))
+    is_box = (topics == TOPICS.index("pointing")) & (value_of[packed.target] >= 0)
+    guessed, true = value_of[guess[is_box]], value_of[packed.target[is_box]]
+    row["pointing_error"] = (guessed - true).abs().float().mean().item()
+    is_read = (topics == TOPICS.index("reading")) & (value_of[packed.target] >= 0)
+    row["right_number"] = right[is_read].float().mean().item()
+    return row
+
+
+def _rates(config: PretrainConfig) -> tuple[float, float]:
+    return (config.muon_learning_rate, config.learning_rate)
+
+
+def _since(began: float) -> float:
+    return (time.monotonic() - began) / 60
+
+
+def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterator[list[Packed]]:
+    """Batches from step `first` on, drawn by a process beside this one."""
+    size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
+    data = LessonData(renderer, seed=recipe.seed, first=first * size, last=steps * size)
+    loader: DataLoader[Packed] = DataLoader(
+        data, batch_size=size, num_workers=1, collate_fn=list, prefetch_factor=4
+    )
+    return iter(loader)
+
+
+def _checkpoint(
+    folder: RunFolder,
+    step: int,
+    model: nn.Module,
+    trained: list[torch.optim.Optimizer],
+    minutes: float,
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [o.state_dict() for o in trained],
+        "minutes": minutes,
+    }
+    folder.save_checkpoint(step, lambda path: torch.save(state, path / "state.pt"))
+
+
+def _resume(
+    folder: RunFolder, model: nn.Module, trained: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    """Take up the last whole checkpoint, if there is one: its step and the minutes that went into it."""
+    latest = folder.latest_checkpoint()
+    if latest is None:
+        folder.truncate("metrics", key="step", after=0)
+        return 0, 0.0
+    step, path = latest
+    state = torch.load(path / "state.pt", weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(trained, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    folder.truncate("metrics", key="step", after=step)
+    return step, float(state["minutes"])

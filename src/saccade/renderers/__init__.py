@@ -1,0 +1,1 @@
+"""Renderers: one for each model family, the only place that knows templates, special tokens and frames."""

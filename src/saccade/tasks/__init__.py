@@ -1,0 +1,87 @@
+"""What is asked: the `Task` seam, and the tasks by name.
+
+Invariant: a task's samples are the same whenever they are loaded, and its rubric gives its gold
+answers the highest score (see `saccade.tasks.check`).
+Left out on purpose: tasks named by a Python path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from saccade.errors import RecipeError
+from saccade.images import ImageStore
+from saccade.rewards import Rubric
+from saccade.types import Sample
+
+__all__ = ["CLUSTER", "TASKS", "Task", "task_named"]
+
+CLUSTER = "cluster"
+"""Name in `Sample.meta`: samples of equal value depend on each other (share a picture, say)."""
+TASKS = ("charts", "files")
+"""Names that `task_named` knows."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """Questions about images, and how answers to them are scored."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rubric(self) -> Rubric: ...
+
+    def load(
+        self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None
+    ) -> Sequence[Sample]:
+        """`count` samples (None: all) from the `start`-th on; their images are added to the store.
+
+        Raises DataError for a split or rows that can't be used.
+        """
+        ...
+
+    def gold(self, sample: Sample) -> str:
+        """An answer that the rubric gives its highest score."""
+        ...
+
+    def wrong(self, sample: Sample) -> str:
+        """An answer that the rubric gives less."""
+        ...
+
+
+def task_named(name: str, options: Mapping[str, object]) -> Task:
+    """The task of that name, built from its options by name.
+
+    Raises RecipeError for a name or option that does not exist, and for options that are missing.
+    """
+    if name == "charts":
+        from saccade.tasks.charts import Charts
+
+        return _build(Charts, name, options)
+    if name == "files":
+        from saccade.tasks.files import Files
+
+        return _build(Files, name, options)
+    raise RecipeError(f"Unknown task {name!r}. {_hint(name, TASKS)}")
+
+
+def _build(factory: Callable[..., Task], name: str, options: Mapping[str, Any]) -> Task:
+    parameters = inspect.signature(factory).parameters
+    for option in options:
+        if option not in parameters:
+            hint = _hint(option, parameters)
+            raise RecipeError(f"Task {name} has no option {option!r}. {hint}")
+    for parameter in parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise RecipeError(f"Task {name} needs the option {parameter.name!r}.")
+    return factory(**options)
+
+
+def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    if near := difflib.get_close_matches(name, list(known), n=1):
+        return f"Did you mean {near[0]!r}?"
+    return f"There are: {', '.join(known)}." if known else "It takes none."

@@ -1,0 +1,167 @@
+"""Episodes as tokens: ids, positions, who sees whom, what is trained.
+
+Invariant: this is the only road from segments to tensors; SFT, RL and pretraining share it. A token is trained iff
+the origin of its segment says so; image pads equal image features; positions are the renderer's.
+
+Episodes of one prompt are packed as a `Tree`: the prompt once (the trunk), each continuation as a branch that sees
+the trunk and itself. A branch's positions start where the trunk's end, so it reads exactly as if it were alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.types import Episode, ImageRef, Segment
+
+__all__ = ["Batch", "Flat", "Tree", "batch", "episode_tree", "flatten"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A common beginning and its continuations. A single sequence is a tree of one branch."""
+
+    trunk: tuple[Segment, ...]
+    branches: tuple[tuple[Segment, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """One tree as arrays over its T tokens: trunk first, then branch after branch."""
+
+    ids: np.ndarray
+    """(T,) int64"""
+    positions: np.ndarray
+    """(3, T) int64: M-RoPE."""
+    owner: np.ndarray
+    """(T,) 0 for the trunk, k for the k-th branch, from 1."""
+    previous: np.ndarray
+    """(T,) index of the token before it in its own sequence; -1 for the very first."""
+    trained: np.ndarray
+    """(T,) bool"""
+    logprobs: np.ndarray
+    """(T,) float32, as sampled; nan where nobody sampled."""
+    images: tuple[ImageRef, ...]
+    """In the order of their pads."""
+    pad_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Trees padded to one length. B trees, T tokens, N trained tokens in all."""
+
+    ids: torch.Tensor
+    """(B, T) int64"""
+    positions: torch.Tensor
+    """(3, B, T) int64"""
+    sees: torch.Tensor
+    """(B, 1, T, T) bool: row attends to column."""
+    is_pad: torch.Tensor
+    """(B, T) bool: image pads, to be replaced by features in order."""
+    row: torch.Tensor
+    """(N,) tree of each trained token."""
+    source: torch.Tensor
+    """(N,) index of the token whose output predicts it."""
+    target: torch.Tensor
+    """(N,) the trained id."""
+    branch: torch.Tensor
+    """(N,) which branch of its tree it belongs to, from 0 (-1: the trunk)."""
+    sampled_logprobs: torch.Tensor
+    """(N,) as sampled; nan where demonstrated."""
+    images: tuple[ImageRef, ...]
+
+
+def episode_tree(episodes: Sequence[Episode]) -> Tree:
+    """Episodes of one prompt as one tree: their first segment is the trunk."""
+    trunk = episodes[0].segments[0]
+    for episode in episodes:
+        if not episode.segments or episode.segments[0].ids != trunk.ids:
+            raise ValueError(f"Episodes of {episode.sample.id!r} do not share their prompt.")
+    return Tree((trunk,), tuple(e.segments[1:] for e in episodes))
+
+
+def flatten(tree: Tree, renderer: Qwen2VLRenderer) -> Flat:
+    """The arrays of one tree."""
+    ids: list[int] = []
+    positions: list[np.ndarray] = []
+    owner: list[int] = []
+    previous: list[int] = []
+    trained: list[bool] = []
+    logprobs: list[float] = []
+    images: list[ImageRef] = []
+
+    def lay(segments: Sequence[Segment], *, owned_by: int, start: int, last: int) -> tuple[int, int]:
+        for segment in segments:
+            if not segment.ids:
+                continue
+            placed = renderer.positions(segment, start)
+            positions.append(placed.ids)
+            start = placed.next_start
+            previous.extend([last, *range(len(ids), len(ids) + len(segment.ids) - 1)])
+            ids.extend(segment.ids)
+            owner.extend([owned_by] * len(segment.ids))
+            trained.extend([segment.is_trained] * len(segment.ids))
+            logprobs.extend(segment.logprobs or [float("nan")] * len(segment.ids))
+            images.extend(segment.images)
+            last = len(ids) - 1
+        return start, last
+
+    start, last = lay(tree.trunk, owned_by=0, start=0, last=-1)
+    for number, branch in enumerate(tree.branches, start=1):
+        lay(branch, owned_by=number, start=start, last=last)
+    return Flat(
+        ids=np.asarray(ids, dtype=np.int64),
+        positions=np.concatenate(positions, axis=1),
+        owner=np.asarray(owner, dtype=np.int64),
+        previous=np.asarray(previous, dtype=np.int64),
+        trained=np.asarray(trained, dtype=bool),
+        logprobs=np.asarray(logprobs, dtype=np.float32),
+        images=tuple(images),
+        pad_id=renderer.pad_id,
+    )
+
+
+def batch(flats: Sequence[Flat], *, length: int | None = None) -> Batch:
+    """Trees padded on the right to one length (the longest, or the given one). Padding sees itself alone."""
+    longest = max(len(f.ids) for f in flats)
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"A tree of {longest} tokens does not fit a batch of length {length}.")
+    count = len(flats)
+    ids = np.zeros((count, length), dtype=np.int64)
+    positions = np.zeros((3, count, length), dtype=np.int64)
+    owner = np.full((count, length), -1, dtype=np.int64)
+    is_pad = np.zeros((count, length), dtype=bool)
+    rows, sources, targets, branches, sampled = [], [], [], [], []
+    for b, flat in enumerate(flats):
+        size = len(flat.ids)
+        ids[b, :size] = flat.ids
+        positions[:, b, :size] = flat.positions
+        owner[b, :size] = flat.owner
+        is_pad[b, :size] = flat.ids == flat.pad_id
+        at = np.flatnonzero(flat.trained & (flat.previous >= 0))
+        rows.append(np.full(len(at), b))
+        sources.append(flat.previous[at])
+        targets.append(flat.ids[at])
+        branches.append(flat.owner[at] - 1)
+        sampled.append(flat.logprobs[at])
+    owners = torch.from_numpy(owner)
+    order = torch.arange(length)
+    sees = (owners[:, :, None] == owners[:, None, :]) | (owners[:, None, :] == 0)
+    sees &= order[None, :, None] >= order[None, None, :]
+    return Batch(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        sees=sees[:, None],
+        is_pad=torch.from_numpy(is_pad),
+        row=torch.from_numpy(np.concatenate(rows)),
+        source=torch.from_numpy(np.concatenate(sources)),
+        target=torch.from_numpy(np.concatenate(targets)),
+        branch=torch.from_numpy(np.concatenate(branches)),
+        sampled_logprobs=torch.from_numpy(np.concatenate(sampled)),
+        images=tuple(i for f in flats for i in f.images),
+    )

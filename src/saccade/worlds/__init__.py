@@ -1,0 +1,1 @@
+"""Generators of pictures whose geometry is known exactly."""

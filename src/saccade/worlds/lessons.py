@@ -1,0 +1,125 @@
+"""What a base model is taught about charts: captions with boxes, referring boxes, reading enlarged views, plain
+questions and small arithmetic. Nothing of tools, and no conversation in which a picture comes back.
+
+Invariant: a lesson is text about one chart (and at most one enlarged view of it), true by the chart's geometry.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from saccade.geometry import Box, Frame
+from saccade.worlds.charts import ChartItem
+
+__all__ = ["GRAIN", "TOPICS", "Lesson", "Topic", "box_text", "label_region", "lessons", "rounded_box"]
+
+Topic = Literal["caption", "pointing", "question", "reading", "arithmetic"]
+TOPICS: tuple[Topic, ...] = ("caption", "pointing", "question", "reading", "arithmetic")
+GRAIN = 10
+"""Boxes of lessons are rounded outward to multiples of this many units of the frame."""
+VIEW_FACTOR = 4
+"""An enlarged view is magnified this much before the budget for pictures applies."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A question and its answer, asked about the chart or about an enlarged view shown after it."""
+
+    topic: Topic
+    question: str
+    answer: str
+    view: Image.Image | None = None
+
+
+def box_text(frame: Frame, box: Box) -> str:
+    """A box as a list of numbers in the frame."""
+    return "[" + ", ".join(str(v) for v in rounded_box(frame, box)) + "]"
+
+
+def rounded_box(frame: Frame, box: Box) -> list[int]:
+    """The box in units of the frame, rounded outward to the grain: what a small eye can tell apart."""
+    x0, y0, x1, y1 = frame.encode_box(box)
+    low = [math.floor(v / GRAIN) * GRAIN for v in (x0, y0)]
+    high = [math.ceil(v / GRAIN) * GRAIN for v in (x1, y1)]
+    return [*low, *(min(h, int(m)) for h, m in zip(high, frame.limit, strict=True))]
+
+
+def label_region(label: Box, *, width: int, height: int) -> Box:
+    """The label with the margin that one would frame it with: three quarters of its height on each side."""
+    region = label.expand(0.75 * label.height).clip(width, height)
+    assert region is not None
+    return region
+
+
+def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
+    """About nine lessons on one chart; `frame` is that of the chart as the model will see it."""
+    spec, drawing = item.spec, item.drawing
+    width, height = drawing.image.size
+    names = [n for n, _ in spec.entries]
+    regions = {n: label_region(drawing.labels[n], width=width, height=height) for n in names}
+    found = [_caption(item, regions, rng, frame)]
+    for name in rng.permutation(names)[:3]:
+        found.append(Lesson("pointing", f"Where is the label of {name}?", box_text(frame, regions[str(name)])))
+    name = str(rng.choice(names))
+    found.append(Lesson("pointing", f"Where is {name}?", box_text(frame, drawing.marks[name])))
+    found.append(Lesson("question", item.question, item.answer))
+    found.append(_other_question(item, rng))
+    for name in rng.permutation(names)[:2]:
+        found.append(_reading(item, str(name), rng))
+    found.append(_arithmetic(rng, names))
+    return found
+
+
+def _caption(
+    item: ChartItem, regions: dict[str, Box], rng: np.random.Generator, frame: Frame
+) -> Lesson:
+    if rng.random() < 0.4:
+        listed = [f"{n} {box_text(frame, item.drawing.marks[n])}" for n, _ in item.spec.entries]
+        return Lesson("caption", f"Describe the {item.spec.chart} chart.", "\n".join(listed))
+    listed = [f"{n} {box_text(frame, regions[n])}" for n, _ in item.spec.entries]
+    return Lesson("caption", "List the labels.", "\n".join(listed))
+
+
+def _other_question(item: ChartItem, rng: np.random.Generator) -> Lesson:
+    """A plain question on the same chart, of another kind than the item's own."""
+    entries = item.spec.entries
+    a, b = (int(i) for i in rng.permutation(len(entries))[:2])
+    (first, v), (second, w) = entries[a], entries[b]
+    if rng.random() < 0.5 or v == w:
+        return Lesson("question", f"What is the value of {first}?", str(v))
+    return Lesson("question", f"Which is higher, {first} or {second}?", first if v > w else second)
+
+
+def _reading(item: ChartItem, name: str, rng: np.random.Generator) -> Lesson:
+    """The number of one label from a view around it, framed tightly or loosely, never exactly."""
+    label = item.drawing.labels[name]
+    image = item.drawing.image
+    loose = rng.uniform(0.15, 1.0) if rng.random() < 0.6 else rng.uniform(0.5, 2.5)
+    pad = loose * label.height
+    left, up, right, down = rng.uniform(0.1, 1.6, size=4) * pad
+    box = Box(label.x0 - left, label.y0 - up, label.x1 + right, label.y1 + down)
+    inside = box.clip(*image.size)
+    assert inside is not None
+    view = image.crop((int(inside.x0), int(inside.y0), -int(-inside.x1 // 1), -int(-inside.y1 // 1)))
+    if rng.random() < 0.85:
+        size = (view.width * VIEW_FACTOR, view.height * VIEW_FACTOR)
+        view = view.resize(size, Image.Resampling.LANCZOS)
+    return Lesson("reading", f"Read {name}.", str(item.spec.value(name)), view)
+
+
+def _arithmetic(rng: np.random.Generator, names: list[str]) -> Lesson:
+    a, b = (int(v) for v in rng.integers(10, 100, size=2))
+    if rng.random() < 0.6:
+        return Lesson("arithmetic", f"{max(a, b)} - {min(a, b)}?", str(abs(a - b)))
+    if rng.random() < 0.5:
+        b = int(np.clip(a + rng.integers(-3, 4), 10, 99))
+    a, b = (a, b) if a != b else (a, b + 1)
+    first, second = names[0], names[1]
+    word = "higher" if rng.random() < 0.75 else "lower"
+    wins = first if (a > b) == (word == "higher") else second
+    return Lesson("arithmetic", f"{first} {a}, {second} {b}. Which is {word}?", wins)
