@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
@@ -51,11 +52,11 @@ HOSTILE: dict[str, Callable[[int], str]] = {
     "objects in objects": lambda n: '{"a":' * (n // 5),
     "objects with a break": lambda n: '{"a"x' * (n // 5),
     "balanced nesting": lambda n: '{"a":' * (n // 6) + "1" + "}" * (n // 6),
-    "empty objects behind open ones": lambda n: '{"a" ' * 60 + "{}" * (n // 2),
+    "empty behind open ones": lambda n: '{"a" ' * 60 + "{}" * (n // 2),
     "quotes": lambda n: '"' * n,
     "escaped quotes": lambda n: '{"' + '\\"' * (n // 2),
     "backslashes": lambda n: "\\" * n,
-    "backslashes in a string": lambda n: '<tool_call>{"a": "' + "\\\\" * (n // 2),
+    "backslashes in string": lambda n: '<tool_call>{"a": "' + "\\\\" * (n // 2),
     "tags": lambda n: "<tool_call>" * (n // 11),
     "tags and braces": lambda n: "<tool_call>{" * (n // 12),
     "tags and quotes": lambda n: '<tool_call>{"' * (n // 13),
@@ -63,7 +64,7 @@ HOSTILE: dict[str, Callable[[int], str]] = {
     "tags and space": lambda n: ("<tool_call>" + " " * 50) * (n // 61),
     "closing tags": lambda n: "</tool_call>" * (n // 12),
     "unclosed string": lambda n: '<tool_call>\n{"name": "' + "a" * n,
-    "unclosed strings, a line each": lambda n: '{"name": "a\n' * (n // 12),
+    "unclosed string lines": lambda n: '{"name": "a\n' * (n // 12),
     "spaces": lambda n: " " * n,
     "braces and spaces": lambda n: ("{" + " " * 50) * (n // 51),
     "half surrogate pairs": lambda n: "\ud800" * n,
@@ -121,7 +122,7 @@ def check(reader: Dialect, text: str) -> None:
     assert ids == [f"call_{i}" for i in range(len(ids))], "ids out of order"
     bad = [c for c in parsed.calls if isinstance(c, BadCall)]
     assert all(c.reason and len(c.raw) <= MAX_RAW for c in bad), "a bad call without a reason"
-    if not bad and "<tool_call>" not in parsed.thought:
+    if not bad:
         assert reader.parse(reader.render(parsed)) == parsed, "its rendering reads differently"
 
 
@@ -177,7 +178,9 @@ def seconds_for(reader: Dialect, text: str) -> float:
 
 def linear(console: Console) -> int:
     """Exit status: 0 where no time of a byte grows more than fourfold from 16 KB to 1 MB."""
-    table = Table("input", "dialect", *(f"{n >> 10} KB, ns/B" for n in LENGTHS), "1 MB / 16 KB")
+    table = Table(title="ns per byte", box=SIMPLE, padding=0)
+    for header in ("input", "dialect", *(f"{n >> 10}K" for n in LENGTHS), "growth"):
+        table.add_column(header, no_wrap=True, justify="left" if header == "input" else "right")
     worst = 0.0
     with Progress(console=console) as progress:
         for what in progress.track(HOSTILE, description="hostile inputs"):
@@ -187,7 +190,7 @@ def linear(console: Console) -> int:
                 each = [1e9 * seconds_for(reader, text) / len(text) for text in texts]
                 ratio = each[-1] / each[1]
                 worst = max(worst, ratio)
-                table.add_row(what, name, *(f"{t:.1f}" for t in each), f"{ratio:.2f}")
+                table.add_row(what, name, *(f"{t:.0f}" for t in each), f"{ratio:.2f}")
     console.print(table)
     console.print(f"Largest growth of the time of a byte, 64 times the length: {worst:.2f}.")
     return 0 if worst < 4 else 1

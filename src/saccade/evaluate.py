@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -64,6 +64,10 @@ class Interval(NamedTuple):
 class SampleRow:
     """What one episode of an evaluation came to; one line of the per-sample file."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False
+    )
+
     id: str
     rollout: int
     kind: str
@@ -111,7 +115,7 @@ class SampleRow:
     def from_json(cls, data: Mapping[str, Any]) -> SampleRow:
         """Raises DataError, naming the field, for what `to_json` did not write."""
         try:
-            return _row_adapter().validate_json(json.dumps(dict(data)), strict=True)
+            return _row_adapter().validate_json(json.dumps(dict(data)))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(p) for p in first["loc"]) or "row"
@@ -123,7 +127,7 @@ class SampleRow:
 
 @lru_cache(maxsize=1)
 def _row_adapter() -> TypeAdapter[SampleRow]:
-    return TypeAdapter(SampleRow, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+    return TypeAdapter(SampleRow)
 
 
 def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
@@ -135,7 +139,7 @@ def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
     reward = None if is_ours else rubric.score(episode).value
     # The model's own failure to finish is wrong, whatever the rubric says of it.
     scored = not is_ours and (reward is not None or episode.stop is not StopReason.ANSWERED)
-    answer = None if episode.answer is None else extract(episode.answer)
+    answer = _read(sample.answer, episode.answer)
     gaze = None if is_ours else overlap(sample.evidence, episode.gaze)
     return SampleRow(
         id=sample.id,
@@ -155,6 +159,11 @@ def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
         tightness=gaze.tightness if gaze else None,
         seconds=episode.seconds,
     )
+
+
+def _read(gold: str, said: str | None) -> str | None:
+    """The answer to judge. What equals the gold answer as it stands needs no extractor."""
+    return said if said is None or strict(gold, said) else extract(said)
 
 
 def remaining(

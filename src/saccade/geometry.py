@@ -245,7 +245,9 @@ class Frame:
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
-            raise ValueError(f"Frame needs a positive image size, got {self.width} x {self.height}.")
+            raise ValueError(
+                f"Frame needs a positive image size, got {self.width} x {self.height}."
+            )
 
     @classmethod
     def pixels(cls, width: int, height: int) -> Frame:

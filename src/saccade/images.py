@@ -66,6 +66,10 @@ class Limits:
     """Longer side over shorter side; the image processors of the Qwen families refuse more."""
 
 
+class _Unfit(Exception):
+    """A file that no honest program writes; says what it has."""
+
+
 class _File(NamedTuple):
     """What the header of a picture file says."""
 
@@ -95,6 +99,10 @@ def load_image(source: bytes | Path, *, limits: Limits = Limits()) -> Image.Imag
         )
     try:
         file = _HEADERS[kind](data)
+    except _Unfit as error:
+        raise ImageError(
+            f"{name} is a {kind} file with {error}; export it again as PNG."
+        ) from error
     except (struct.error, IndexError) as error:
         raise ImageError(
             f"{name} is a broken or truncated {kind} file; export it again."
@@ -111,7 +119,8 @@ def load_image(source: bytes | Path, *, limits: Limits = Limits()) -> Image.Imag
         image.load()
         rgb = _to_rgb(image)
     except _BROKEN as error:
-        detail = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        words = " ".join(str(error).split())
+        detail = f" ({words})" if words and not isinstance(error, UnidentifiedImageError) else ""
         raise ImageError(
             f"{name} is a broken or unsupported {kind} file{detail}; export it again as PNG."
         ) from error
@@ -161,7 +170,12 @@ def _png_header(data: bytes) -> _File:
     kept, frames, orientation, at = [data[:8]], 1, 1, 8
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
+        if kind == b"tRNS" and data[25] == 0 and data[24] in (2, 4):  # few-bit greys
+            # Pillow spreads the pixels over 0..255 but not the grey that is transparent
+            (grey,) = struct.unpack_from(">H", data, at + 8)
+            chunk = b"tRNS" + struct.pack(">H", grey * 255 // (2 ** data[24] - 1) & 0xFFFF)
+            kept.append(struct.pack(">I", 2) + chunk + struct.pack(">I", zlib.crc32(chunk)))
+        elif kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"):
             kept.append(data[at : at + length + 12])
         elif kind == b"acTL":
             frames = max(1, struct.unpack_from(">I", data, at + 8)[0])
@@ -179,7 +193,7 @@ def _jpeg_header(data: bytes) -> _File:
             at += 1
         marker = data[at + 1]
         if data[at] != 0xFF or marker in (0xD8, 0xD9):
-            raise IndexError("no marker of a segment")
+            raise _Unfit("a broken header")
         if marker == 0xDA:  # the scans; few in any real file, each a pass over all pixels
             break
         if marker == 0x01 or 0xD0 <= marker <= 0xD7:
@@ -197,7 +211,7 @@ def _jpeg_header(data: bytes) -> _File:
             kept[f"table at {at}"] = segment
         at += 2 + length
     if data.count(b"\xff\xda", at) > _MAX_JPEG_PARTS:
-        raise IndexError("too many scans")
+        raise _Unfit(f"more than {_MAX_JPEG_PARTS} scans")
     return _File(width, height, 1, orientation, b"".join(kept.values()) + data[at:])
 
 
@@ -233,7 +247,7 @@ def _bmp_header(data: bytes) -> _File:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
     if header > 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2) and len(data) > 2**20:
-        raise IndexError("run lengths are decoded byte by byte, too slowly for a large file")
+        raise _Unfit("more than 1 MiB of run lengths")
     return _File(width, abs(height), 1, 1, data)
 
 
@@ -276,14 +290,14 @@ def _tiff_header(data: bytes) -> _File:
         for tag, kind, count, place in _directory(data, order, directories.pop()):
             room -= _TIFF_BYTES.get(kind, 1) * count
             if room < 0:
-                raise IndexError("entries larger than the file")
+                raise _Unfit("entries larger than the file")
             value = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, place)[0]
             if tag in (34665, 34853, 40965):  # directories inside: Exif, GPS, interoperability
                 directories.append(value)
             values.setdefault(tag, value)
     width, height = values.get(256, 0), values.get(257, 0)
     if values.get(322, 0) * values.get(323, 0) > max(4 * width * height, 2**22):
-        raise IndexError("tiles larger than the image")
+        raise _Unfit("tiles larger than the image")
     return _File(width, height, pages, 1, data)  # Pillow turns TIFF upright itself
 
 
@@ -385,9 +399,13 @@ def _scaled(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         grey = np.rint(values / np.float32(257))
     else:
-        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-        low, high = min(0.0, values.min()), max(0.0, values.max())
-        grey = np.rint((values - low) * (255 / (high - low))) if high > low else values
+        grey = values.astype(np.float64)
+        np.nan_to_num(grey, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        low, high = min(0.0, grey.min()), max(0.0, grey.max())
+        grey -= low  # in place: large pictures must not be held four times over
+        grey /= max(high - low, np.finfo(np.float64).tiny)
+        grey *= 255
+        np.rint(grey, out=grey)
     if isinstance(key, int):
         grey = np.where(values == key, 255, grey)
     return Image.fromarray(grey.astype(np.uint8))
@@ -771,6 +789,18 @@ class ImageStore:
             if folder == self._folder:
                 with self._lock:
                     self._kept.pop(root.key, None)
+
+    def forget(self, refs: Iterable[ImageRef]) -> None:
+        """Drop these roots: a training run does not keep the pictures of every step it made.
+
+        What derives from them can't be made again here; roots that a folder holds are still read.
+        """
+        with self._lock:
+            for ref in refs:
+                self._kept.pop(ref.key, None)
+                dropped = self._cache.pop(ref.key, None)
+                if dropped is not None:
+                    self._cached_bytes -= _bytes(dropped)
 
     def _has_root(self, root: ImageRef) -> bool:
         with self._lock:

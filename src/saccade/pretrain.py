@@ -125,7 +125,12 @@ def run(recipe: Recipe) -> Path:
                 bar.advance(f"loss {row['loss']:.2f}")
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     _checkpoint(folder, step, model, trained, minutes + _since(began))
-        save(model, renderer, folder.path / "model", made_by={"recipe": recipe_hash(recipe), "seed": recipe.seed})
+        save(
+            model,
+            renderer,
+            folder.path / "model",
+            made_by={"recipe": recipe_hash(recipe), "seed": recipe.seed},
+        )
     return folder.path / "model"
 
 

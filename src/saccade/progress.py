@@ -42,7 +42,9 @@ class Bar:
             return
         self._printed = now
         left = (self._total - self._done) / rate if rate else 0.0
-        text = f"{self._name} {self._done}/{self._total} {rate:.2f}/s {left / 60:.1f} min left {note}"
+        text = (
+            f"{self._name} {self._done}/{self._total} {rate:.2f}/s {left / 60:.1f} min left {note}"
+        )
         self._shown.console.print(text, highlight=False)
 
 

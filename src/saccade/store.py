@@ -387,14 +387,14 @@ class RunFolder:
     def rows(self, name: str) -> Iterator[dict[str, Any]]:
         """The rows of `<name>.jsonl` one by one, none where there is no such file.
 
-        What a kill left of a last line is passed over. Raises DataError with the line's number where
-        an earlier line is no JSON object.
+        What a kill left of a last line is passed over. Raises DataError with the line's number
+        where an earlier line is no JSON object.
         """
         for _, row in _lines(self._file(name, ".jsonl")):
             yield row
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """All `rows`; where this process holds the lock, a torn last line is cut off the file."""
+        """All `rows`; a torn last line is cut off the file where this process holds the lock."""
         with self._mutex:
             if self._lock_fd is not None:
                 _mend(self._file(name, ".jsonl"))

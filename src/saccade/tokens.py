@@ -10,7 +10,7 @@ the trunk and itself. A branch's positions start where the trunk's end, so it re
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.types import Episode, ImageRef, Segment
 
-__all__ = ["Batch", "Flat", "Tree", "batch", "episode_tree", "flatten"]
+__all__ = ["Batch", "Flat", "Tree", "batch", "episode_tree", "flatten", "tokenize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,8 @@ class Flat:
     """(T,) index of the token before it in its own sequence; -1 for the very first."""
     trained: np.ndarray
     """(T,) bool"""
+    turn: np.ndarray
+    """(T,) which turn of the model, from 0, for trained tokens; -1 elsewhere."""
     logprobs: np.ndarray
     """(T,) float32, as sampled; nan where nobody sampled."""
     images: tuple[ImageRef, ...]
@@ -70,6 +72,8 @@ class Batch:
     """(N,) the trained id."""
     branch: torch.Tensor
     """(N,) which branch of its tree it belongs to, from 0 (-1: the trunk)."""
+    turn: torch.Tensor
+    """(N,) which turn of the model it belongs to, from 0."""
     sampled_logprobs: torch.Tensor
     """(N,) as sampled; nan where demonstrated."""
     images: tuple[ImageRef, ...]
@@ -84,6 +88,22 @@ def episode_tree(episodes: Sequence[Episode]) -> Tree:
     return Tree((trunk,), tuple(e.segments[1:] for e in episodes))
 
 
+def tokenize(episode: Episode, renderer: Qwen2VLRenderer) -> Episode:
+    """The episode with segments made from its messages, the model's turns as demonstrations.
+
+    For episodes that no engine with ids made (an oracle, an API, a reviewer): trained by SFT, refused by RL.
+    """
+    messages = episode.messages
+    first = next((i for i, m in enumerate(messages) if m.role == "assistant"), len(messages))
+    segments = [renderer.prompt(messages[:first])]
+    for message in messages[first:]:
+        is_model = message.role == "assistant"
+        segments.append(
+            renderer.demonstrated(message.text) if is_model else renderer.observation(message)
+        )
+    return replace(episode, segments=tuple(segments))
+
+
 def flatten(tree: Tree, renderer: Qwen2VLRenderer) -> Flat:
     """The arrays of one tree."""
     ids: list[int] = []
@@ -91,10 +111,14 @@ def flatten(tree: Tree, renderer: Qwen2VLRenderer) -> Flat:
     owner: list[int] = []
     previous: list[int] = []
     trained: list[bool] = []
+    turn: list[int] = []
     logprobs: list[float] = []
     images: list[ImageRef] = []
 
-    def lay(segments: Sequence[Segment], *, owned_by: int, start: int, last: int) -> tuple[int, int]:
+    def lay(
+        segments: Sequence[Segment], *, owned_by: int, start: int, last: int
+    ) -> tuple[int, int]:
+        turns = 0
         for segment in segments:
             if not segment.ids:
                 continue
@@ -105,6 +129,8 @@ def flatten(tree: Tree, renderer: Qwen2VLRenderer) -> Flat:
             ids.extend(segment.ids)
             owner.extend([owned_by] * len(segment.ids))
             trained.extend([segment.is_trained] * len(segment.ids))
+            turn.extend([turns if segment.is_trained else -1] * len(segment.ids))
+            turns += segment.is_trained
             logprobs.extend(segment.logprobs or [float("nan")] * len(segment.ids))
             images.extend(segment.images)
             last = len(ids) - 1
@@ -119,6 +145,7 @@ def flatten(tree: Tree, renderer: Qwen2VLRenderer) -> Flat:
         owner=np.asarray(owner, dtype=np.int64),
         previous=np.asarray(previous, dtype=np.int64),
         trained=np.asarray(trained, dtype=bool),
+        turn=np.asarray(turn, dtype=np.int64),
         logprobs=np.asarray(logprobs, dtype=np.float32),
         images=tuple(images),
         pad_id=renderer.pad_id,
@@ -136,7 +163,7 @@ def batch(flats: Sequence[Flat], *, length: int | None = None) -> Batch:
     positions = np.zeros((3, count, length), dtype=np.int64)
     owner = np.full((count, length), -1, dtype=np.int64)
     is_pad = np.zeros((count, length), dtype=bool)
-    rows, sources, targets, branches, sampled = [], [], [], [], []
+    rows, sources, targets, branches, turns, sampled = [], [], [], [], [], []
     for b, flat in enumerate(flats):
         size = len(flat.ids)
         ids[b, :size] = flat.ids
@@ -148,6 +175,7 @@ def batch(flats: Sequence[Flat], *, length: int | None = None) -> Batch:
         sources.append(flat.previous[at])
         targets.append(flat.ids[at])
         branches.append(flat.owner[at] - 1)
+        turns.append(flat.turn[at])
         sampled.append(flat.logprobs[at])
     owners = torch.from_numpy(owner)
     order = torch.arange(length)
@@ -162,6 +190,7 @@ def batch(flats: Sequence[Flat], *, length: int | None = None) -> Batch:
         source=torch.from_numpy(np.concatenate(sources)),
         target=torch.from_numpy(np.concatenate(targets)),
         branch=torch.from_numpy(np.concatenate(branches)),
+        turn=torch.from_numpy(np.concatenate(turns)),
         sampled_logprobs=torch.from_numpy(np.concatenate(sampled)),
         images=tuple(i for f in flats for i in f.images),
     )

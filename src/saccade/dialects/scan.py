@@ -70,7 +70,7 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD]")
 # A string that is never closed matches too, up to the line break or the end of the text: otherwise
 # the pass would go on inside it and try each of its quotes again.
 _LEXEME = re.compile(
-    r'(?P<bracket>[\[\]{}])|(?P<string>"[^"\\\n]*(?:\\.[^"\\\n]*)*(?P<closed>")?)'
+    r'(?P<bracket>[\[\]{}])|(?P<string>"[^"\\\n]*+(?:\\.[^"\\\n]*+)*+(?P<closed>")?)'
     r"|[ \t\r\n,:]+|[-+.0-9eE]+|true|false|null|NaN|Infinity",
     re.DOTALL,
 )
@@ -224,7 +224,7 @@ def write_json(value: object) -> str:
     """Canonical JSON: one line, any script as it is. Raises ValueError for what is not JSON."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
-    except (TypeError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"Calls hold JSON values only: {error}.") from error
 
 

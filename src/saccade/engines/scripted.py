@@ -1,8 +1,8 @@
 """An engine that says what a script tells it: the fake behind every offline test of the loop.
 
-Invariant: a turn depends on the request alone (which turn it is follows from the conversation), so the
-order in which episodes run changes nothing. Left out on purpose: a model, chance, and state between
-turns.
+Invariant: a turn depends on the request alone (which turn it is follows from the conversation), so
+the order in which episodes run changes nothing. Left out on purpose: a model, chance, and state
+between turns.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ScriptedEngine:
         return Capabilities(ids=self._ids, logprobs=self._ids, images=True, reproducible=True)
 
     async def turn(self, request: TurnRequest) -> Turn:
-        """The scripted turn. Raises LookupError where the script has none: the script is wrong then."""
+        """The scripted turn. Raises LookupError where the script has none: the script is wrong."""
         self.requests.append(request)
         line = self._script(request) if callable(self._script) else _line(self._script, request)
         await asyncio.sleep(self._delay_s)
@@ -77,7 +77,8 @@ def _line(script: Mapping[str, Sequence[Line]], request: TurnRequest) -> Line:
     lines = script.get(sample, ())
     if number >= len(lines):
         raise LookupError(
-            f"The script has {len(lines)} lines for sample {sample!r}, but turn {number + 1} was asked."
+            f"The script has {len(lines)} lines for sample {sample!r}, but turn {number + 1} was "
+            "asked for; add a line."
         )
     return lines[number]
 

@@ -18,7 +18,16 @@ from transformers import AutoModelForImageTextToText
 from saccade.errors import RecipeError
 from saccade.tokens import Batch
 
-__all__ = ["LinearPatchEmbed", "encode_images", "hidden_states", "load_model", "sampling_logprobs", "token_logits", "token_logprobs", "with_linear_patches"]
+__all__ = [
+    "LinearPatchEmbed",
+    "encode_images",
+    "hidden_states",
+    "load_model",
+    "sampling_logprobs",
+    "token_logits",
+    "token_logprobs",
+    "with_linear_patches",
+]
 
 
 class LinearPatchEmbed(nn.Module):
@@ -56,7 +65,9 @@ def with_linear_patches(model: nn.Module) -> nn.Module:
 
 
 def encode_images(
-    model: nn.Module, patches: Sequence[np.ndarray | torch.Tensor], grids: Sequence[tuple[int, int, int]]
+    model: nn.Module,
+    patches: Sequence[np.ndarray | torch.Tensor],
+    grids: Sequence[tuple[int, int, int]],
 ) -> list[torch.Tensor]:
     """Features of each image: (tokens, D). One pass of the vision tower over all of them."""
     if not patches:
@@ -77,7 +88,9 @@ def hidden_states(
     embedded = model.get_input_embeddings()(packed.ids)  # (B, T, D)
     if packed.images:
         ordered = (
-            [features[i.key] for i in packed.images] if isinstance(features, Mapping) else list(features)
+            [features[i.key] for i in packed.images]
+            if isinstance(features, Mapping)
+            else list(features)
         )
         found = sum(len(f) for f in ordered)
         pads = int(packed.is_pad.sum())
@@ -100,7 +113,11 @@ def token_logits(model: nn.Module, packed: Batch, hidden: torch.Tensor) -> torch
 
 
 def token_logprobs(
-    logits: torch.Tensor, target: torch.Tensor, *, temperature: float, suppressed: torch.Tensor | None
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    temperature: float,
+    suppressed: torch.Tensor | None,
 ) -> torch.Tensor:
     """Logprobs (N,) of the chosen ids under the distribution that is sampled: temperature, suppressed ids."""
     return sampling_logprobs(logits, temperature=temperature, suppressed=suppressed).gather(

@@ -50,6 +50,10 @@ CALL_PIECES = (
     '"}}]}',
 )
 SPLIT = r"1000|\d{1,3}| ?\p{L}+| ?[^\p{L}\d\s]+(?: (?=\d))?|\s+"
+INTERLEAVED = (1, 2, 2, 1, 2, 2, 1, 2, 3)
+"""Frequencies of time, row and column in turn. In the stock order (4, 6, 6) columns would get the
+lowest ones alone: 8 columns would turn a query by 0.03 rad, too little for a model of this size to
+tell where a thing stands."""
 PERIODS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 SETTINGS = Qwen2VLSettings(min_pixels=12 * 28 * 28, max_pixels=48 * 28 * 28)
 
@@ -127,7 +131,11 @@ def build_model(
             "num_key_value_heads": hidden // 64,
             "max_position_embeddings": 4096,
             "initializer_range": 0.06,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 100.0,
+                "mrope_section": list(INTERLEAVED),
+            },
             "bos_token_id": special["<|endoftext|>"],
             "eos_token_id": special["<|im_end|>"],
             "pad_token_id": None,
@@ -183,7 +191,9 @@ def save(
         state.pop("lm_head.weight", None)
     model.save_pretrained(folder, state_dict=state)
     save_processor(renderer, folder)
-    (folder / "saccade.json").write_text(json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8")
+    (folder / "saccade.json").write_text(
+        json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def save_processor(renderer: Qwen2VLRenderer, folder: Path) -> None:

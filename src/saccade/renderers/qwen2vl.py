@@ -90,11 +90,15 @@ class Qwen2VLRenderer:
         """
         for name in ("tokenizer.json", "preprocessor_config.json", "config.json"):
             if not (folder / name).is_file():
-                raise RecipeError(f"Model folder {folder.name!r} has no {name}; save a processor with it.")
+                raise RecipeError(
+                    f"Model folder {folder.name!r} has no {name}; save a processor with it."
+                )
         stored = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         if model_type not in ("qwen2_vl", "qwen2_5_vl"):
-            raise RecipeError(f"Model type {model_type!r} has no renderer here; supported: qwen2_vl, qwen2_5_vl.")
+            raise RecipeError(
+                f"Model type {model_type!r} has no renderer here; supported: qwen2_vl, qwen2_5_vl."
+            )
         patch, merge = int(stored.get("patch_size", 14)), int(stored.get("merge_size", 2))
         square = (patch * merge) ** 2
         size = stored.get("size") or {}
@@ -178,7 +182,9 @@ class Qwen2VLRenderer:
                 pieces.append(VISION_START + IMAGE_PAD * self.image_tokens(part.image) + VISION_END)
                 images.append(part.image)
             else:
-                raise TypeError(f"A {type(part).__name__} has no rendering; dialects turn it into text.")
+                raise TypeError(
+                    f"A {type(part).__name__} has no rendering; dialects turn it into text."
+                )
         return "".join(pieces), images
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -193,7 +199,11 @@ class Qwen2VLRenderer:
         """(height, width) in pixels at which the model sees the image, under the budget."""
         s = self.settings
         return smart_resize(
-            image.height, image.width, factor=s.factor, min_pixels=s.min_pixels, max_pixels=s.max_pixels
+            image.height,
+            image.width,
+            factor=s.factor,
+            min_pixels=s.min_pixels,
+            max_pixels=s.max_pixels,
         )
 
     def grid(self, image: ImageRef) -> tuple[int, int, int]:
@@ -221,14 +231,18 @@ class Qwen2VLRenderer:
         s = self.settings
         height, width = self.resized(image)
         if pixels.size != (image.width, image.height):
-            raise ValueError(f"Image {image.key[:8]} is {image.width} x {image.height}, its pixels are {pixels.size}.")
+            raise ValueError(
+                f"Image {image.key[:8]} is {image.width} x {image.height}, its pixels are {pixels.size}."
+            )
         if pixels.size != (width, height):
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
         array = np.asarray(pixels, dtype=np.float32) / 255.0
         array = (array - np.asarray(s.mean, np.float32)) / np.asarray(s.std, np.float32)
         rows, columns = height // s.patch, width // s.patch
         # (row block, row in block, y, column block, column in block, x, colour)
-        split = array.reshape(rows // s.merge, s.merge, s.patch, columns // s.merge, s.merge, s.patch, 3)
+        split = array.reshape(
+            rows // s.merge, s.merge, s.patch, columns // s.merge, s.merge, s.patch, 3
+        )
         ordered = split.transpose(0, 3, 1, 4, 6, 2, 5)  # blocks, inside blocks, colour, y, x
         frames = np.repeat(ordered[:, :, :, :, :, None], s.temporal_patch, axis=5)
         return np.ascontiguousarray(frames.reshape(rows * columns, -1), dtype=np.float32)
@@ -251,7 +265,9 @@ class Qwen2VLRenderer:
             rows, columns = rows // self.settings.merge, columns // self.settings.merge
             length = rows * columns
             if not (ids[pad : pad + length] == self.pad_id).all():
-                raise ValueError(f"Image {image.key[:8]} costs {length} features, its pads are fewer.")
+                raise ValueError(
+                    f"Image {image.key[:8]} costs {length} features, its pads are fewer."
+                )
             out[:, at:pad] = position + np.arange(pad - at)
             position += pad - at
             row, column = np.divmod(np.arange(length), columns)

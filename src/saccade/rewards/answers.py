@@ -1,8 +1,9 @@
 """Whether an answer is right: the published rules, bit for bit with their bugs, and our own two.
 
-Invariant: every function takes (gold, prediction) in this order, never raises on any text, and takes time about
-linear in the length of the prediction. `RULES` reproduces what the named upstream code returns and is for comparison
-with published numbers; `strict` is for rewards and metrics; `lenient` shows beside it what formatting cost.
+Invariant: every function takes (gold, prediction) in this order, never raises on any text, and
+takes time about linear in the length of the prediction. `RULES` reproduces what the named upstream
+code returns and is for comparison with published numbers; `strict` is for rewards and metrics;
+`lenient` shows beside it what formatting cost.
 Left out on purpose: judges, and partial credit outside the upstream rules that give it.
 """
 
@@ -32,8 +33,9 @@ class Rule(Protocol):
     ) -> bool | float: ...
 
 
-# --- published rules --------------------------------------------------------------------------------------
-# Sources and commits: answer_vectors.json, "rules". Written from the description in the scoring reference.
+# --- published rules ------------------------------------------------------------------------------
+# Sources and commits: answer_vectors.json, "rules". Written from the description in the scoring
+# reference.
 
 TOLERANCE = 0.05
 
@@ -53,7 +55,7 @@ def _chartqa_float(text: str) -> float | None:
 
 
 def chartqa_relaxed_nostrip(gold: str, prediction: str) -> bool:
-    """ChartQA relaxed accuracy (pix2struct; lmms-eval): 5% in plain floats, else lower-cased equality."""
+    """ChartQA relaxed accuracy (pix2struct, lmms-eval): 5% in floats, else equal lower case."""
     p, g = _chartqa_float(prediction), _chartqa_float(gold)
     if p is not None and g:  # a gold of 0 is compared as text
         return abs(p - g) / abs(g) <= TOLERANCE
@@ -66,7 +68,7 @@ def chartqa_relaxed(gold: str, prediction: str) -> bool:
 
 
 def _edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance, bit-parallel (Myers 1999; Hyyro 2003): len(b) steps on integers of len(a) bits."""
+    """Levenshtein distance, bit-parallel (Myers 1999; Hyyro 2003): len(b) steps on len(a) bits."""
     if not a or not b:
         return max(len(a), len(b))
     places = _places(a)
@@ -123,7 +125,8 @@ def _literal(text: str) -> object:
     """The Python literal that the text is; None where it is none."""
     if "[" not in text or len(text) > _LITERAL_LIMIT:
         return None
-    # the compiler warns about odd escapes in what a model wrote; the filter is global, hence the lock
+    # the compiler warns about odd escapes in what a model wrote; the filter is global, hence the
+    # lock
     with _warnings_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -179,7 +182,7 @@ def _flags(year: str | Sequence[str], qt: str) -> Sequence[str]:
 def chartqapro_official(
     gold: str, prediction: str, *, year: str | Sequence[str] = (), qt: str = ""
 ) -> float:
-    """ChartQAPro's own script: its "exact match" flag for Fact Checking and Multi Choice is never passed."""
+    """ChartQAPro's own script; its exactness of Fact Checking and Multi Choice is never used."""
     g, p = gold.strip(".").strip("\n"), prediction.strip(".").strip("\n")
     return _chartqapro(g, p, _flags(year, qt), always_exact=False)
 
@@ -187,7 +190,7 @@ def chartqapro_official(
 def chartqapro_lmms(
     gold: str, prediction: str, *, year: str | Sequence[str] = (), qt: str = ""
 ) -> float:
-    """ChartQAPro as lmms-eval has it: Fact Checking and Multi Choice are exact, and white space goes first."""
+    """ChartQAPro in lmms-eval: Fact Checking and Multi Choice exact, white space off first."""
     g, p = gold.strip().strip(".").strip("\n"), prediction.strip().strip(".").strip("\n")
     exact = qt in ("Fact Checking", "Multi Choice")
     return _chartqapro(g, p, _flags(year, qt), always_exact=exact)
@@ -200,17 +203,15 @@ _MATH_SECONDS = 5
 def math_verify(gold: str, prediction: str) -> bool:
     """Math-Verify's verify(parse(gold), parse(prediction)), symbolic and without tolerance.
 
-    Its deadline of 5 s works by signals, which only the main thread may set; elsewhere it runs without one, so keep
-    it out of rewards. Texts above 4,000 characters are read from their end, where a final answer stands.
+    Its deadline of 5 s works by signals, which only the main thread may set; elsewhere it runs
+    without one, so keep it out of rewards. Texts above 4,000 characters are read from their end,
+    where a final answer stands.
     """
-    from math_verify import parse, verify
+    from math_verify import parse, verify  # type: ignore[import-untyped]
 
     in_main = threading.current_thread() is threading.main_thread()
     seconds = _MATH_SECONDS if in_main else None
-    parsed = [
-        parse(text[-_MATH_LIMIT:], parsing_timeout=seconds)  # type: ignore[arg-type]
-        for text in (gold, prediction)
-    ]
+    parsed = [parse(text[-_MATH_LIMIT:], parsing_timeout=seconds) for text in (gold, prediction)]
     return bool(verify(parsed[0], parsed[1], timeout_seconds=seconds))
 
 
@@ -227,7 +228,7 @@ def _fuzzy_ratio(a: str, b: str) -> int:
 
 
 def openthinkimg_manual(gold: str, prediction: str) -> float:
-    """OpenThinkIMG's ChartGemma script; gives fuzzy credit for wrong answers, so it is for comparison only."""
+    """OpenThinkIMG's ChartGemma script, for comparison only: it credits wrong answers in part."""
     if math_verify(f"${gold}$", f"${prediction}$"):
         return 1.0
     if prediction.endswith("%"):
@@ -238,8 +239,8 @@ def openthinkimg_manual(gold: str, prediction: str) -> float:
 
 
 _ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-    "seventeen eighteen nineteen twenty"
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+    "fifteen sixteen seventeen eighteen nineteen twenty"
 )
 _NUMBER_WORDS = {word: value for value, word in enumerate(_ONES.split())}
 _TALLY = re.compile(rf"\b(?:[0-9]|1[0-9]|20|{'|'.join(_NUMBER_WORDS)})\b")
@@ -254,7 +255,7 @@ def _tally_count(text: str) -> int | None:
 
 
 def tallyqa(gold: str, prediction: str) -> bool:
-    """TallyQA (VLMEvalKit): the first number 0 to 20, in digits or words, anywhere in the prediction."""
+    """TallyQA (VLMEvalKit): the first number 0 to 20, in digits or words, anywhere in the text."""
     count = _tally_count(prediction)
     return count is not None and count == _tally_count(gold)
 
@@ -293,7 +294,7 @@ _VSTAR = [
 
 
 def vstar_letter(gold: str, prediction: str) -> bool:
-    """V* (lmms-eval): the letter by the first pattern that matches, else the only A to D of the text."""
+    """V* (lmms-eval): the letter of the first pattern that matches, else the only A to D."""
     text = prediction.strip().upper()
     for pattern in _VSTAR:
         found = pattern.search(text)
@@ -356,16 +357,17 @@ RULES: Mapping[str, Rule] = {
 """Published rules by name; graded ones return a float in 0..1, the others a bool."""
 
 
-# --- our strict rule --------------------------------------------------------------------------------------
+# --- our strict rule ------------------------------------------------------------------------------
 
 _NUMBER_LIMIT = 100
 _NUMBER = re.compile(
-    r"([+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]{1,3})?)(%?)"
+    r"([+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+    r"(?:e[+-]?[0-9]{1,3})?)(%?)"
 )
 
 
 def _exact_number(text: str) -> Fraction | None:
-    """The exact value of a plain number: thousands separators in place, decimals, an exponent, a percent sign."""
+    """The exact value of a number, perhaps with separators, decimals, exponent and percent sign."""
     if len(text) > _NUMBER_LIMIT:
         return None
     found = _NUMBER.fullmatch(text)
@@ -376,11 +378,12 @@ def _exact_number(text: str) -> Fraction | None:
 
 
 def strict(gold: str, prediction: str) -> bool:
-    """Whether the two say the same: equal text, or exactly equal numbers. No tolerance, no partial credit.
+    """Whether the two say the same: equal text or exactly equal numbers; no partial credit.
 
-    Text is compared without white space at the ends, runs of white space, case and trailing dots. Numbers may
-    have thousands separators, decimals, an exponent or a percent sign: 1,000 == 1000 == 1e3, 57 == 57.0,
-    50% == 0.5. An empty prediction is wrong. Nothing is extracted: pass the final answer.
+    Text is compared without white space at the ends, runs of white space, case and trailing dots.
+    Numbers may have thousands separators, decimals, an exponent or a percent sign: 1,000 == 1000 ==
+    1e3, 57 == 57.0, 50% == 0.5. An empty prediction is wrong. Nothing is extracted: pass the final
+    answer.
     """
     g, p = " ".join(gold.casefold().split()), " ".join(prediction.casefold().split())
     if not p:
@@ -394,7 +397,7 @@ def strict(gold: str, prediction: str) -> bool:
     return g_value is not None and g_value == p_value
 
 
-# --- the extractor ----------------------------------------------------------------------------------------
+# --- the extractor --------------------------------------------------------------------------------
 
 _TEXT_LIMIT = 20_000
 _SHORT_WORDS = 12
@@ -404,20 +407,22 @@ _CUE = re.compile(
 )
 _AFTER_ANSWER = re.compile(r"\n|[.;]\s|,?\s(?:because|since)\b")
 _CONCLUSION = re.compile(
-    r"(?:^|[,;.]\s{0,3})(?:so|therefore|thus|hence),?\s{1,3}(\S{1,40})$", re.IGNORECASE
+    r"[,;.]\s{0,3}(?:so|therefore|thus|hence),?\s{1,3}(\S{1,40})$", re.IGNORECASE
 )
-_LONE_LETTER = re.compile(r"[,:]\s{1,3}\(?([A-Z])\)?\.?$")
+_LONE_LETTER = re.compile(r"(?:\w{1,30}\s){2}\w{1,30},\s{1,3}\(?([A-Z])\)?\.?$")
 
 
 def extract(text: str) -> str | None:
-    """The final answer in what a model wrote, None where none can be told (count it, it is no silent zero).
+    """The final answer in what a model wrote; None where none can be told, which is to be counted.
 
-    Reasoning is dropped first: everything up to the last `</think>`, and an open `<think>` to its end. Then the
-    first of these that applies, each taken from its last occurrence:
+    Reasoning is dropped first: everything up to the last `</think>`, and an open `<think>` to its
+    end. Then the first of these that applies, each taken from its last occurrence:
     1. the inside of `<answer>`, closed or not;
     2. the inside of `\\boxed{...}`;
-    3. what follows "answer is", "answer:", "best/correct/right option is", up to the end of the sentence;
-    4. the one word after a closing "so", "therefore", "thus" or "hence", or a lone capital after a last comma;
+    3. what follows "answer is", "answer:", "best/correct/right option is", up to the end of the
+    sentence;
+    4. the one word after a closing "so", "therefore", "thus" or "hence", or a lone
+       capital after the last comma;
     5. the whole text, or else its last line, where that has at most 12 words.
     Only the last 20,000 characters are read.
     """
@@ -434,7 +439,7 @@ def extract(text: str) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return None
-    ending = _CONCLUSION.search(lines[-1][-200:]) or _LONE_LETTER.search(lines[-1][-20:])
+    ending = _CONCLUSION.search(lines[-1][-200:]) or _LONE_LETTER.search(lines[-1][-200:])
     if ending:
         return _trimmed(ending.group(1))
     for candidate in (" ".join(lines), lines[-1]):
@@ -457,14 +462,14 @@ def _boxed(text: str) -> str | None:
 
 
 def _trimmed(text: str) -> str | None:
-    """Without white space, quotes, emphasis and a trailing dot around it; None where nothing is left."""
+    """Without white space, quotes, emphasis and a trailing dot; None where nothing is left."""
     text = text.strip().strip("*`\"' \n\t")
     if text.endswith(".") and text.count(".") == 1:
         text = text[:-1].rstrip("*`\"' ")
     return text or None
 
 
-# --- our lenient rule -------------------------------------------------------------------------------------
+# --- our lenient rule -----------------------------------------------------------------------------
 
 _ANSWER_LIMIT = 400
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
@@ -550,7 +555,7 @@ def _whole_quantity(text: str) -> _Quantity | None:
 
 
 def _only_quantity(text: str) -> _Quantity | None:
-    """The quantity of a sentence that names exactly one, without units (its next words may be anything)."""
+    """The quantity of a sentence that names just one; without unit, as any word may follow it."""
     found = list(_QUANTITY.finditer(text))
     if len(found) != 1 or any(
         c.isdigit() for c in text[: found[0].start()] + text[found[0].end() :]
@@ -560,7 +565,7 @@ def _only_quantity(text: str) -> _Quantity | None:
 
 
 def _values(of: _Quantity, *, beside: _Quantity) -> set[Fraction]:
-    """What a number may mean: a magnitude or percent that the other side leaves out may have been implied."""
+    """What a number may mean: a magnitude or percent missing on the other side may be implied."""
     values = {of.value * of.magnitude}
     if of.magnitude != 1 and beside.magnitude == 1:
         values.add(of.value)
@@ -584,7 +589,7 @@ def _quantities_agree(gold: _Quantity, answer: _Quantity, *, year: bool) -> bool
 
 
 def _items(text: str) -> list[str] | None:
-    """The items of a list in brackets or braces, or of one written with commas, semicolons or "and"."""
+    """The items of a list in brackets or braces, or with commas, semicolons or "and" between."""
     bracketed = re.fullmatch(r"[\[{](.*)[\]}]", text)
     if bracketed:
         parts = re.split(r"[,;]", bracketed.group(1))
@@ -615,7 +620,9 @@ def _items_agree(gold: str, answer: str, *, year: bool) -> bool:
 
 
 def _lists_agree(golds: Sequence[str], answers: Sequence[str], *, year: bool) -> bool:
-    """Whether the items pair up, in any order (augmenting paths, as tolerances let one item fit several)."""
+    """Whether the items pair up in any order: augmenting paths, as one item may fit several."""
+    if len(golds) != len(answers):
+        return False
     fits = [[_items_agree(g, a, year=year) for a in answers] for g in golds]
     partner: dict[int, int] = {}
 
@@ -628,16 +635,17 @@ def _lists_agree(golds: Sequence[str], answers: Sequence[str], *, year: bool) ->
                     return True
         return False
 
-    return len(golds) == len(answers) and all(place(row, set()) for row in range(len(golds)))
+    return all(place(row, set()) for row in range(len(golds)))
 
 
 def lenient(gold: str, prediction: str, *, year: bool = False) -> bool:
     """Whether a patient reader would accept the answer; everything `strict` accepts, and more.
 
-    The prediction goes through `extract` first. Then it may differ from the gold answer by 5% (inclusive, exact
-    arithmetic; not where `year` says that the data set asks for a year), by separators, a unit, a currency or a
-    percent sign that one side leaves out, by magnitude words (1.4 billion, 1.4, 1,400,000,000), number words,
-    dots, quotes, and in lists by order. Units on both sides must agree. Nothing is guessed from four digits.
+    The prediction goes through `extract` first. Then it may differ from the gold answer by 5%
+    (inclusive, exact arithmetic; not where `year` says that the data set asks for a year), by
+    separators, a unit, a currency or a percent sign that one side leaves out, by magnitude words
+    (1.4 billion, 1.4, 1,400,000,000), number words, dots, quotes, and in lists by order. Units on
+    both sides must agree. Nothing is guessed from four digits.
     """
     if strict(gold, prediction):
         return True

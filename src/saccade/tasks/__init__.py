@@ -40,7 +40,7 @@ class Task(Protocol):
     ) -> Sequence[Sample]:
         """`count` samples (None: all) from the `start`-th on; their images are added to the store.
 
-        Raises DataError for a split or rows that can't be used.
+        Raises DataError or RecipeError for a split or rows that can't be used.
         """
         ...
 

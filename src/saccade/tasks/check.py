@@ -114,12 +114,16 @@ def _score_problems(task: Task, verdicts: Sequence[tuple[Sample, str, str]]) -> 
         (rubric.score(answered(s, gold)).value, rubric.score(answered(s, wrong)).value)
         for s, gold, wrong in verdicts
     ]
-    top = max((g for g, _ in scores if g is not None), default=0.0)
+    # Rewards for looking pay only where there is evidence, so samples with and without differ.
+    tops: dict[bool, float] = {}
+    for (sample, _, _), (high, _) in zip(verdicts, scores, strict=True):
+        if high is not None:
+            tops[bool(sample.evidence)] = max(high, tops.get(bool(sample.evidence), high))
     for (sample, gold, wrong), (high, low) in zip(verdicts, scores, strict=True):
         where = f"Sample {sample.id!r}: "
         if high is None:
             yield f"{where}the rubric can't score the gold answer {gold!r}."
-        elif high < top:
+        elif high < (top := tops[bool(sample.evidence)]):
             yield f"{where}the gold answer {gold!r} scores {high:g}, others {top:g}."
         if low is None:
             yield f"{where}the rubric can't score the wrong answer {wrong!r}."
@@ -146,7 +150,7 @@ def _evidence_problems(sample: Sample) -> Iterator[str]:
 
 def _is_right(sample: Sample, answer: str) -> bool:
     found = extract(answer)
-    return found is not None and strict(sample.answer, found)
+    return strict(sample.answer, answer) or (found is not None and strict(sample.answer, found))
 
 
 def _share(claims: Sequence[bool]) -> float:

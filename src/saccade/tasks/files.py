@@ -36,7 +36,7 @@ from pydantic_core import ErrorDetails
 from saccade.errors import DataError, ImageError, RecipeError
 from saccade.geometry import Box
 from saccade.images import ImageStore, ImageView, load_image, root_view
-from saccade.rewards import Rubric, answer_published
+from saccade.rewards import Rubric, answer
 from saccade.rewards.answers import lenient, strict
 from saccade.tasks import CLUSTER
 from saccade.types import Evidence, ImageRef, Sample
@@ -116,7 +116,7 @@ class _Checked(NamedTuple):
 
 
 class Files:
-    """The task `files`: samples from a JSONL file, scored by the published answer reward."""
+    """The task `files`: samples from a JSONL file, right or wrong by the strict rule."""
 
     name = "files"
 
@@ -125,11 +125,8 @@ class Files:
         if not isinstance(path, str | os.PathLike):
             raise RecipeError(f"Option 'path' of task files must be a path, got {path!r}.")
         self.path = Path(path)
+        self.rubric = Rubric(((answer, 1.0),))
         self._rows: tuple[_Checked, ...] | None = None
-
-    @property
-    def rubric(self) -> Rubric:
-        return Rubric(((answer_published, 1.0),))
 
     def load(
         self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None

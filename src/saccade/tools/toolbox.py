@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import itertools
+import json
 import math
 import threading
 import time
@@ -211,7 +212,7 @@ class ToolBox:
                 return self._parts(tool, tool(**arguments), bound.images)
             except (ToolError, ToolUnavailable, ToolCrashed):
                 raise
-            # the boundary of a tool's call: what is no typed error is a crash, and none may end the run
+            # the boundary of a call: what is no typed error is a crash, and none may end the run
             except (Exception, SystemExit) as error:
                 raise ToolCrashed(
                     f"Tool {tool.name} crashed: {type(error).__name__}: {error}"
@@ -476,7 +477,7 @@ def _shown(value: Any, *, depth: int = 0) -> str:
     if isinstance(value, int):
         return str(value) if abs(value) <= LARGEST_INTEGER else "a number beyond all limits"
     if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else repr(value)
+        return f"{value:g}" if math.isfinite(value) else json.dumps(value)
     if isinstance(value, list) and depth < 2:
         inner = [_shown(v, depth=depth + 1) for v in value[:6]]
         return "[" + ", ".join(inner + ["..."] * (len(value) > 6)) + "]"

@@ -140,7 +140,9 @@ def _font_folder() -> Path:
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
-def _draw_entries(rng: np.random.Generator, kind: QuestionKind) -> tuple[ChartSpec, tuple[str, ...]]:
+def _draw_entries(
+    rng: np.random.Generator, kind: QuestionKind
+) -> tuple[ChartSpec, tuple[str, ...]]:
     """Random data, and the names that the question of that kind is about."""
     count = int(rng.integers(3, 8))
     names = [str(n) for n in rng.permutation(list(COLORS))[:count]]
@@ -172,7 +174,9 @@ def _draw_entries(rng: np.random.Generator, kind: QuestionKind) -> tuple[ChartSp
     return ChartSpec(chart, tuple(zip(names, values, strict=True))), asked
 
 
-def spec_for(split: str, index: int) -> tuple[ChartSpec, QuestionKind, tuple[str, ...], np.random.Generator]:
+def spec_for(
+    split: str, index: int
+) -> tuple[ChartSpec, QuestionKind, tuple[str, ...], np.random.Generator]:
     """The data of item `index` of a split, its question kind, the names asked about, and its generator."""
     if split not in SPLITS:
         raise ValueError(f"Unknown split {split!r}. Available: {', '.join(SPLITS)}.")

@@ -16,7 +16,16 @@ from PIL import Image
 from saccade.geometry import Box, Frame
 from saccade.worlds.charts import ChartItem
 
-__all__ = ["GRAIN", "TOPICS", "Lesson", "Topic", "box_text", "label_region", "lessons", "rounded_box"]
+__all__ = [
+    "GRAIN",
+    "TOPICS",
+    "Lesson",
+    "Topic",
+    "box_text",
+    "label_region",
+    "lessons",
+    "rounded_box",
+]
 
 Topic = Literal["caption", "pointing", "question", "reading", "arithmetic"]
 TOPICS: tuple[Topic, ...] = ("caption", "pointing", "question", "reading", "arithmetic")
@@ -64,7 +73,11 @@ def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[
     regions = {n: label_region(drawing.labels[n], width=width, height=height) for n in names}
     found = [_caption(item, regions, rng, frame)]
     for name in rng.permutation(names)[:3]:
-        found.append(Lesson("pointing", f"Where is the label of {name}?", box_text(frame, regions[str(name)])))
+        found.append(
+            Lesson(
+                "pointing", f"Where is the label of {name}?", box_text(frame, regions[str(name)])
+            )
+        )
     name = str(rng.choice(names))
     found.append(Lesson("pointing", f"Where is {name}?", box_text(frame, drawing.marks[name])))
     found.append(Lesson("question", item.question, item.answer))
@@ -105,7 +118,9 @@ def _reading(item: ChartItem, name: str, rng: np.random.Generator) -> Lesson:
     box = Box(label.x0 - left, label.y0 - up, label.x1 + right, label.y1 + down)
     inside = box.clip(*image.size)
     assert inside is not None
-    view = image.crop((int(inside.x0), int(inside.y0), -int(-inside.x1 // 1), -int(-inside.y1 // 1)))
+    view = image.crop(
+        (int(inside.x0), int(inside.y0), -int(-inside.x1 // 1), -int(-inside.y1 // 1))
+    )
     if rng.random() < 0.85:
         size = (view.width * VIEW_FACTOR, view.height * VIEW_FACTOR)
         view = view.resize(size, Image.Resampling.LANCZOS)

@@ -1,0 +1,125 @@
+"""From a recipe to the parts of a run: model, renderer, engine, tools, task.
+
+Invariant: everything that a command builds, it builds here, so that SFT, RL, evaluation and `ask` mean the same by
+the same recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from saccade.config import Recipe
+from saccade.dialects import dialect
+from saccade.engines.torch import TorchEngine
+from saccade.errors import RecipeError
+from saccade.images import ImageStore
+from saccade.models.qwen2vl import encode_images, load_model
+from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.rewards import Rubric
+from saccade.rollout import Limits, Setup
+from saccade.tasks import Task, task_named
+from saccade.tools import builtin_tools
+from saccade.tools.toolbox import ToolBox
+from saccade.types import ImageRef
+
+__all__ = ["Policy", "image_features", "load_policy", "model_folder", "setup_for", "task_of"]
+
+BUILT_IN = ("saccade-tiny", "saccade-tiny-base")
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A model and the renderer that speaks to it."""
+
+    model: nn.Module
+    renderer: Qwen2VLRenderer
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model: a path, or the name of one that comes with saccade."""
+    if name in BUILT_IN:
+        with resources.as_file(resources.files("saccade.weights") / name) as folder:
+            return folder
+    folder = Path(name)
+    if not folder.is_dir():
+        raise RecipeError(
+            f"No model {name!r}: there is no such folder, and built in are {', '.join(BUILT_IN)}."
+        )
+    return folder
+
+
+def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
+    """The recipe's model (or another one), under the recipe's image budget."""
+    torch.set_num_threads(recipe.threads)
+    folder = model_folder(model or recipe.model)
+    renderer = Qwen2VLRenderer.from_pretrained(
+        folder, min_image_tokens=recipe.min_image_tokens, max_image_tokens=recipe.max_image_tokens
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Policy(load_model(folder).to(device), renderer)
+
+
+def task_of(recipe: Recipe) -> Task:
+    """The recipe's task; `charts` is told the image budget, which decides what is `easy`."""
+    options: dict[str, object] = dict(recipe.task.options)
+    if recipe.task.path is not None:
+        options["path"] = recipe.task.path
+    if recipe.task.name == "charts":
+        options.setdefault("max_image_tokens", recipe.max_image_tokens)
+    return task_named(recipe.task.name, options)
+
+
+def setup_for(
+    recipe: Recipe, policy: Policy, *, store: ImageStore, rubric: Rubric | None = None
+) -> Setup:
+    """Engine, tools, dialect and limits of the recipe around a policy."""
+    engine = TorchEngine(
+        policy.model,
+        policy.renderer,
+        store=store,
+        max_batch=recipe.rollout.concurrency,
+        barrier=recipe.deterministic,
+    )
+    observation = recipe.rollout.observation
+    toolbox = None
+    if observation != "none" and recipe.dialect != "plain":
+        known = builtin_tools()
+        unknown = [t for t in recipe.tools if t not in known]
+        if unknown:
+            raise RecipeError(
+                f"No tool named {unknown[0]!r}. Available: {', '.join(sorted(known))}."
+            )
+        toolbox = ToolBox(
+            [known[t] for t in recipe.tools], store=store, deadline_s=recipe.rollout.tool_deadline_s
+        )
+    return Setup(
+        engine=engine,
+        dialect=dialect(recipe.dialect, style=recipe.tool_style),
+        store=store,
+        toolbox=toolbox,
+        renderer=policy.renderer,
+        limits=Limits(
+            recipe.rollout.max_turns,
+            recipe.rollout.max_tokens_per_turn,
+            recipe.rollout.max_context_tokens,
+        ),
+        observation="text" if observation == "text" else "image",
+        rubric=rubric,
+    )
+
+
+def image_features(
+    policy: Policy, images: Iterable[ImageRef], *, store: ImageStore
+) -> dict[str, torch.Tensor]:
+    """Features (tokens, D) of each distinct image by key; gradients flow where they are on."""
+    distinct = list({i.key: i for i in images}.values())
+    patches = [policy.renderer.patches(i, store.view(i).pixels) for i in distinct]
+    grids = [policy.renderer.grid(i) for i in distinct]
+    found = encode_images(policy.model, patches, grids)
+    return {i.key: f for i, f in zip(distinct, found, strict=True)}

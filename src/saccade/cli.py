@@ -1,0 +1,351 @@
+"""The command line: each command parses, calls one function and prints one table.
+
+Invariant: what is the user's to mend is one sentence on the error stream and exit code 1; a traceback is a bug.
+Everything heavy is imported inside the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from saccade.errors import RecipeError, SaccadeError
+
+if TYPE_CHECKING:
+    from saccade.config import Recipe
+    from saccade.types import Episode
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Teach vision-language models to think with images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+tools_app = typer.Typer(help="List and call the vision tools.", no_args_is_help=True)
+app.add_typer(tools_app, name="tools")
+bench_app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+RecipeArgument = Annotated[
+    str, typer.Argument(help="Recipe file, or the name of one that comes with saccade.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the recipe, like rl.group_size=4.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+
+
+def main() -> None:
+    """Entry point of the `saccade` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # text in any script passes, whatever the terminal's encoding is
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    try:
+        app()
+    except SaccadeError as error:
+        typer.echo(f"saccade: {error}", err=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("saccade: stopped; the same command goes on.", err=True)
+        raise SystemExit(130) from None
+
+
+@app.command()
+def demo(
+    overrides: Overrides = None,
+    recipe: Annotated[str, typer.Option(help="Recipe of the demo.")] = "charts-tiny",
+    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+) -> None:
+    """Base, cold start, V-ToolRL: train on this machine, evaluate each, write the report."""
+    from saccade import demo as stages
+
+    results = stages.run(_recipe(recipe, overrides, run=run))
+    _print_results(results)
+    typer.echo(f"Report: {run / 'report.html'}")
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="Picture file.")],
+    question: Annotated[str, typer.Argument(help="What you want to know.")],
+    model: Annotated[str, typer.Option(help="Model folder or built-in name.")] = "saccade-tiny",
+    recipe: Annotated[str, typer.Option(help="Recipe for tools and budgets.")] = "charts-tiny",
+    out: Annotated[Path, typer.Option(help="Where the picture of the gaze goes.")] = Path(
+        "gaze.png"
+    ),
+    as_json: AsJson = False,
+) -> None:
+    """Ask one question about one picture; prints thoughts, calls and answer, draws the gaze."""
+    from saccade.ask import TINY_KNOWS
+    from saccade.ask import ask as asked
+    from saccade.store import episode_to_json
+    from saccade.view import gaze_picture
+
+    episode, store = asked(_recipe(recipe, [f"model={model}"]), image, question)
+    _save_picture(gaze_picture(episode, store), out)
+    if as_json:
+        typer.echo(json.dumps(episode_to_json(episode), ensure_ascii=False))
+        return
+    _print_episode(episode)
+    typer.echo(f"Gaze: {out}")
+    if model == "saccade-tiny":
+        typer.echo(TINY_KNOWS, err=True)
+
+
+@app.command()
+def pretrain(
+    recipe: RecipeArgument = "tiny-base",
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+) -> None:
+    """Train the tiny base model from nothing; goes on where it was stopped."""
+    from saccade import pretrain as stage
+
+    typer.echo(stage.run(_recipe(recipe, overrides, run=run)))
+
+
+@app.command()
+def sft(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+) -> None:
+    """Cold start on demonstrations; goes on where it was stopped."""
+    from saccade import sft as stage
+
+    typer.echo(stage.run(_recipe(recipe, overrides, run=run)))
+
+
+@app.command()
+def rl(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+) -> None:
+    """V-ToolRL; goes on where it was stopped."""
+    from saccade import rl as stage
+
+    typer.echo(stage.run(_recipe(recipe, overrides, run=run)))
+
+
+@app.command("eval")
+def evaluate(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    arm: Annotated[str, typer.Option(help="Name of the model in tables.")] = "model",
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model on a split; goes on where it was stopped."""
+    from saccade import measure
+    from saccade.evaluate import results_json
+
+    results = results_json({arm: measure.run(_recipe(recipe, overrides, run=run), arm=arm)}, ())
+    if as_json:
+        typer.echo(json.dumps(results))
+    else:
+        _print_results(results)
+
+
+@app.command()
+def rollout(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    split: Annotated[str, typer.Option(help="Split of the task.")] = "validation",
+    count: Annotated[int, typer.Option(min=1, help="Samples.")] = 4,
+    run: Annotated[Path | None, typer.Option(help="Keep the episodes in this folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Roll out a few episodes and show them."""
+    from saccade.sampling import sample_episodes
+    from saccade.store import episode_to_json
+
+    for episode in sample_episodes(_recipe(recipe, overrides, run=run), split, count=count):
+        if as_json:
+            typer.echo(json.dumps(episode_to_json(episode), ensure_ascii=False))
+        else:
+            _print_episode(episode)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write report.html of a run."""
+    from saccade.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def score(
+    file: Annotated[Path, typer.Argument(help="JSON file of answer or box vectors.")],
+    as_json: AsJson = False,
+) -> None:
+    """Agreement of our scoring rules with a file of vectors."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saccade.agreement import score_file
+
+    found = score_file(file)
+    if as_json:
+        rows = [{"rule": r.rule, "n": r.n, "agree": r.agree} for r in found]
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("rule", "n", "agree", "differ")
+    for r in found:
+        table.add_row(r.rule, str(r.n), str(r.agree), ", ".join(d.id for d in r.disagreements))
+    Console().print(table)
+
+
+@app.command()
+def check(
+    task: Annotated[str, typer.Argument(help="Name of a task, or a recipe with one.")],
+    split: Annotated[str, typer.Option(help="Split of the task.")] = "test",
+    count: Annotated[int, typer.Option(min=1, help="Samples.")] = 200,
+    path: Annotated[Path | None, typer.Option(help="Data file of the task.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run gold and wrong answers of a task through its rubric."""
+    import dataclasses
+
+    from saccade.tasks import task_named
+    from saccade.tasks.check import check as checked
+
+    options = {} if path is None else {"path": path}
+    found = checked(task_named(task, options), split, count=count)
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(found), "ok": found.ok}))
+    else:
+        typer.echo(
+            f"{found.task}/{found.split}: {found.samples} samples, "
+            f"gold accuracy {found.gold_accuracy:.3f}, wrong accuracy {found.wrong_accuracy:.3f}"
+        )
+        for problem in found.problems:
+            typer.echo(f"- {problem}")
+    if not found.ok:
+        raise SystemExit(1)
+
+
+@app.command()
+def synth(
+    out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
+    count: Annotated[int, typer.Option(min=1, help="Demonstrations.")] = 400,
+    seed: int = 0,
+    dialect: Annotated[str, typer.Option(help="How turns are written.")] = "hermes",
+) -> None:
+    """Write demonstrations for charts, by an oracle that is good in most cases and bad in some."""
+    from saccade.dialects import dialect as dialect_named
+    from saccade.synth import write_demonstrations
+    from saccade.synth_charts import demonstrations
+
+    write_demonstrations(out, demonstrations(count, seed=seed, dialect=dialect_named(dialect)))
+    typer.echo(out)
+
+
+@tools_app.command("list")
+def tools_list(as_json: AsJson = False) -> None:
+    """The tools with their arguments."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from saccade.tools import builtin_tools
+
+    tools = builtin_tools().values()
+    if as_json:
+        rows = [
+            {"name": t.name, "description": t.spec.description, "schema": t.spec.schema}
+            for t in tools
+        ]
+        typer.echo(json.dumps(rows))
+        return
+    table = Table("tool", "arguments", "what it does")
+    for t in tools:
+        table.add_row(t.name, ", ".join(t.spec.schema["properties"]), t.spec.description)
+    Console().print(table)
+
+
+@tools_app.command("call")
+def tools_call(
+    name: Annotated[str, typer.Argument(help="Tool.")],
+    arguments: Annotated[str, typer.Argument(help='JSON, like {"box": [10, 10, 90, 60]}.')],
+    image: Annotated[Path | None, typer.Option(help="Picture file, named img_0.")] = None,
+    out: Annotated[Path, typer.Option(help="Where a returned picture goes.")] = Path("out.png"),
+) -> None:
+    """Call one tool on one picture, coordinates in pixels."""
+    from saccade.toolcall import call
+
+    for part in call(name, arguments, image=image, out=out):
+        typer.echo(part)
+
+
+@bench_app.command("engine")
+def bench_engine(as_json: AsJson = False) -> None:
+    """Work of the torch engine over the least work that would do."""
+    from saccade.bench import bench_engine as bench
+
+    found = bench(show=not as_json)
+    if as_json:
+        typer.echo(json.dumps(found))
+
+
+def _recipe(name: str, overrides: list[str] | None, *, run: Path | None = None) -> Recipe:
+    from saccade.config import load_recipe
+
+    recipe = load_recipe(recipe_path(name), overrides or [])
+    return recipe if run is None else recipe.model_copy(update={"run": run})
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file by path, or by the name of one that comes with saccade."""
+    from importlib import resources
+
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = Path(str(resources.files("saccade.recipes")))
+    built_in = folder / f"{name}.yaml"
+    if not built_in.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise RecipeError(f"No recipe {name!r}: there is no such file, and built in are {known}.")
+    return built_in
+
+
+def _print_results(results: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from saccade.evaluate import format_table
+
+    Console().print(format_table(results))
+
+
+def _print_episode(episode: Episode) -> None:
+    typer.echo(f"Question: {episode.sample.question}")
+    for number, turn in enumerate(episode.turns):
+        if turn.parsed.thought:
+            typer.echo(f"[{number}] {turn.parsed.thought}")
+        for result in turn.results:
+            call = result.call
+            said = f"{call.name} {json.dumps(call.arguments)}" if hasattr(call, "name") else call.raw
+            typer.echo(f"[{number}] -> {said}{' (failed)' if result.failed else ''}")
+    stop = episode.stop.value if episode.stop else "running"
+    typer.echo(f"Answer: {episode.answer}" if episode.answer is not None else f"No answer: {stop}")
+
+
+def _save_picture(picture: Any, out: Path) -> None:
+    from saccade.errors import StorageError
+
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise StorageError(f"The picture can't be written to {out}: {error}.") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""The whole path on a laptop: base, cold start, V-ToolRL, each evaluated on the same items, and a report.
+
+Invariant: every stage is an ordinary run in a folder of its own under one run folder; what is done is not done again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from saccade import measure, rl, sft
+from saccade.config import Recipe
+from saccade.report import write_report
+from saccade.store import RunFolder
+
+__all__ = ["ARMS", "run"]
+
+ARMS = ("base", "sft", "rl")
+PAIRS = (("sft", "base"), ("rl", "sft"))
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Train and evaluate all arms of the recipe in its run folder; returns the content of `results.json`."""
+    top = recipe.run or Path("runs/demo")
+    models = {"base": recipe.model}
+    _evaluate(recipe, top, "base", recipe.model)
+    models["sft"] = str(_stage(top / "sft", lambda r: sft.run(r), recipe))
+    _evaluate(recipe, top, "sft", models["sft"])
+    start = recipe.model_copy(update={"model": models["sft"]})
+    models["rl"] = str(_stage(top / "rl", lambda r: rl.run(r), start))
+    _evaluate(recipe, top, "rl", models["rl"])
+    rows = {}
+    for arm in ARMS:
+        with RunFolder(top / f"eval-{arm}") as folder:
+            rows[arm] = measure.rows_of(folder)
+    results = measure.compare(rows, PAIRS, bootstrap=recipe.eval.bootstrap)
+    with RunFolder(top) as folder:
+        folder.write_json("results.json", results)
+    write_report(top)
+    return results
+
+
+def _stage(folder: Path, train: Any, recipe: Recipe) -> Path:
+    """The stage's model, trained now or before."""
+    model = folder / "model"
+    if (model / "saccade.json").is_file():
+        return model
+    return Path(train(recipe.model_copy(update={"run": folder})))
+
+
+def _evaluate(recipe: Recipe, top: Path, arm: str, model: str) -> None:
+    """The base knows no tools: it is asked plainly, without them."""
+    changes: dict[str, object] = {"run": top / f"eval-{arm}", "model": model}
+    if arm == "base":
+        changes["dialect"] = "plain"
+    measure.run(recipe.model_copy(update=changes), arm=arm)

@@ -1,0 +1,330 @@
+"""One coroutine for an episode and one loop over many: synthesis, RL and evaluation all pass here.
+
+Invariant: an episode only grows; what it shows the model next extends what it showed before. The model's mistakes
+become observations; what is our doing ends the episode unscored and keeps its traceback; anything else is a bug and
+crashes.
+
+Left out on purpose: stepping and batching, which are the engine's, and retries, which are those of tools and engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+from saccade.dialects import Dialect
+from saccade.engines import Engine, Sampling, TurnRequest
+from saccade.errors import EngineError, SaccadeError, ToolCrashed, ToolUnavailable
+from saccade.geometry import Frame
+from saccade.images import ImageStore
+from saccade.rewards import Rubric
+from saccade.tools.toolbox import ToolBox
+from saccade.types import (
+    Episode,
+    ImageRef,
+    ImageShown,
+    Message,
+    Outcome,
+    Parsed,
+    Part,
+    Sample,
+    Segment,
+    StopReason,
+    Text,
+    ToolResult,
+    Turn,
+    TurnRecord,
+)
+
+__all__ = ["Limits", "SegmentRenderer", "Setup", "opening", "rollout", "run_episode"]
+
+NO_ACTION = "No tool call and no answer was found. Call a tool or give the final answer."
+IGNORED_ANSWER = "The answer was ignored: it stood beside tool calls. Give it alone."
+NO_TOOLS = "There are no tools here. Give the final answer."
+LEAST_REPLY_TOKENS = 16
+"""Room that must be left for the model after an observation."""
+
+
+class SegmentRenderer(Protocol):
+    """What a rollout needs of a renderer, for engines with ids."""
+
+    def prompt(self, messages: Sequence[Message]) -> Segment: ...
+
+    def observation(self, message: Message) -> Segment: ...
+
+    def image_tokens(self, image: ImageRef) -> int: ...
+
+    def frame(self, image: ImageRef) -> Frame: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Where an episode ends."""
+
+    max_turns: int = 4
+    max_tokens_per_turn: int = 128
+    max_context_tokens: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything that episodes of a run share."""
+
+    engine: Engine
+    dialect: Dialect
+    store: ImageStore
+    toolbox: ToolBox | None = None
+    """None: the model is told of no tools and can call none."""
+    renderer: SegmentRenderer | None = None
+    """Needed where the engine works with ids."""
+    frame: Callable[[ImageRef], Frame] | None = None
+    """The frame of the model's coordinates; the renderer's unless given."""
+    limits: Limits = Limits()
+    observation: Literal["image", "text"] = "image"
+    """`text`: pictures of tools are replaced by a sentence with their name and size."""
+    rubric: Rubric | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine.capabilities.ids and self.renderer is None:
+            raise ValueError("An engine with ids needs a renderer.")
+        if self.renderer is None and self.frame is None:
+            raise ValueError(
+                "Say in which frame the model writes coordinates: a renderer or `frame`."
+            )
+
+    def frame_of(self, image: ImageRef) -> Frame:
+        if self.frame is not None:
+            return self.frame(image)
+        assert self.renderer is not None
+        return self.renderer.frame(image)
+
+
+def opening(sample: Sample, setup: Setup) -> tuple[Message, ...]:
+    """What the model is told at the start: the tools, the pictures with their names, the question."""
+    messages: list[Message] = []
+    if setup.toolbox is not None:
+        instructions = setup.dialect.instructions(setup.toolbox.specs)
+        messages.append(Message("system", (Text(instructions),)))
+    parts: list[Part] = []
+    for number, image in enumerate(sample.images):
+        name = f"img_{number}"
+        if setup.toolbox is not None or len(sample.images) > 1:
+            parts.append(Text(f"{name}: "))
+        parts.append(ImageShown(image, name))
+    messages.append(Message("user", (*parts, Text(sample.question))))
+    return tuple(messages)
+
+
+async def run_episode(
+    sample: Sample,
+    setup: Setup,
+    *,
+    sampling: Sampling,
+    seed: int = 0,
+    rollout_index: int = 0,
+) -> Episode:
+    """One attempt at one sample, scored where the setup has a rubric and the end was the model's doing."""
+    began = time.monotonic()
+    key = f"{seed}/{sample.id}/{rollout_index}"
+    episode = Episode(sample=sample, rollout_index=rollout_index, messages=opening(sample, setup))
+    if setup.engine.capabilities.ids:
+        assert setup.renderer is not None
+        episode = replace(episode, segments=(setup.renderer.prompt(episode.messages),))
+    try:
+        while episode.stop is None:
+            episode = await _turn(episode, setup, key=key, sampling=sampling, seed=seed)
+    except (EngineError, ToolUnavailable, ToolCrashed) as error:
+        episode = replace(episode, stop=_fault(error), error=traceback.format_exc())
+    finally:
+        setup.engine.release(key)
+    episode = replace(episode, seconds=time.monotonic() - began)
+    return episode if setup.rubric is None else episode.with_score(setup.rubric.score(episode))
+
+
+def _fault(error: SaccadeError) -> StopReason:
+    if isinstance(error, ToolUnavailable):
+        return StopReason.TOOL_UNAVAILABLE
+    return StopReason.TOOL_CRASHED if isinstance(error, ToolCrashed) else StopReason.ENGINE_FAILED
+
+
+async def _turn(
+    episode: Episode, setup: Setup, *, key: str, sampling: Sampling, seed: int
+) -> Episode:
+    """One turn of the model and what comes back; sets `stop` where the episode ends with it."""
+    room = setup.limits.max_context_tokens - _length(episode)
+    if setup.engine.capabilities.ids and room < 1:
+        return replace(episode, stop=StopReason.CONTEXT_FULL)
+    most = min(sampling.max_tokens, setup.limits.max_tokens_per_turn)
+    request = TurnRequest(
+        episode=key,
+        messages=episode.messages,
+        segments=episode.segments,
+        seed=(seed, episode.sample.id, episode.rollout_index),
+        sampling=replace(sampling, max_tokens=min(most, room) if room > 0 else most),
+    )
+    turn = await setup.engine.turn(request)
+    parsed = setup.dialect.parse(turn.text)
+    episode = _with_turn(episode, turn)
+    stop = _stop_after(parsed, turn, episode, setup.limits)
+    if stop is not None:
+        return replace(episode, turns=(*episode.turns, TurnRecord(parsed)), stop=stop)
+    results = await _call(parsed, episode, setup)
+    episode = replace(episode, turns=(*episode.turns, TurnRecord(parsed, results)))
+    return _observe(episode, setup, note=_note(parsed, setup))
+
+
+def _with_turn(episode: Episode, turn: Turn) -> Episode:
+    segments = episode.segments
+    if turn.ids is not None:
+        sampled = Segment(
+            "sampled", turn.ids, turn.logprobs or (), policy_version=turn.policy_version
+        )
+        segments = (*segments, sampled)
+    said = Message("assistant", (Text(turn.text),))
+    return replace(episode, messages=(*episode.messages, said), segments=segments)
+
+
+def _stop_after(parsed: Parsed, turn: Turn, episode: Episode, limits: Limits) -> StopReason | None:
+    if turn.finish == "length":
+        return StopReason.MAX_TOKENS
+    if parsed.answer is not None and not parsed.calls:
+        return StopReason.ANSWERED
+    if len(episode.turns) + 1 >= limits.max_turns:
+        return StopReason.MAX_TURNS
+    return None
+
+
+async def _call(parsed: Parsed, episode: Episode, setup: Setup) -> tuple[ToolResult, ...]:
+    if setup.toolbox is None or not parsed.calls:
+        return ()
+    return await setup.toolbox.call_all(parsed.calls, images=episode.images, frame=setup.frame_of)
+
+
+def _note(parsed: Parsed, setup: Setup) -> str:
+    if setup.toolbox is None:
+        return NO_TOOLS
+    if not parsed.calls:
+        return NO_ACTION
+    return IGNORED_ANSWER if parsed.answer is not None else ""
+
+
+def _observe(episode: Episode, setup: Setup, *, note: str) -> Episode:
+    """Append what the last turn's calls returned, in a form that fits what is left of the context."""
+    results = episode.turns[-1].results
+    if setup.observation == "text":
+        results = tuple(replace(r, parts=tuple(_told(p) for p in r.parts)) for r in results)
+    if not setup.engine.capabilities.ids:
+        message = setup.dialect.observation(results, frame=setup.frame_of, note=note)
+        return replace(episode, messages=(*episode.messages, message))
+    assert setup.renderer is not None
+    room = setup.limits.max_context_tokens - _length(episode) - LEAST_REPLY_TOKENS
+    for shape in (_as_is, _halved, _quartered, _sentence):
+        shaped = tuple(replace(r, parts=tuple(shape(p, setup) for p in r.parts)) for r in results)
+        message = setup.dialect.observation(shaped, frame=setup.frame_of, note=note)
+        segment = setup.renderer.observation(message)
+        if len(segment.ids) <= room:
+            turns = (*episode.turns[:-1], episode.turns[-1]._replace(results=shaped))
+            return replace(
+                episode,
+                turns=turns,
+                messages=(*episode.messages, message),
+                segments=(*episode.segments, segment),
+            )
+    return replace(episode, stop=StopReason.CONTEXT_FULL)
+
+
+def _as_is(part: Part, setup: Setup) -> Part:
+    return part
+
+
+def _halved(part: Part, setup: Setup) -> Part:
+    return _smaller(part, setup, 2)
+
+
+def _quartered(part: Part, setup: Setup) -> Part:
+    return _smaller(part, setup, 4)
+
+
+def _smaller(part: Part, setup: Setup, times: int) -> Part:
+    """The picture at a fraction of its size, where that costs fewer tokens."""
+    if not isinstance(part, ImageShown):
+        return part
+    assert setup.renderer is not None
+    image = part.image
+    small = setup.store.view(image).resize(
+        max(1, image.width // times), max(1, image.height // times)
+    )
+    if setup.renderer.image_tokens(small.ref) >= setup.renderer.image_tokens(image):
+        return part
+    return ImageShown(setup.store.add(small), part.name)
+
+
+def _sentence(part: Part, setup: Setup) -> Part:
+    """A sentence in the place of what does not fit."""
+    if isinstance(part, ImageShown):
+        return Text(f"{part.name} does not fit into what is left of the context.")
+    if isinstance(part, Text) and len(part.text) > 200:
+        return Text(f"{part.text[:200]} ... (cut: {len(part.text) - 200} more characters)")
+    return part
+
+
+def _told(part: Part) -> Part:
+    if not isinstance(part, ImageShown):
+        return part
+    return Text(f"{part.name}: a picture of {part.image.width} x {part.image.height} pixels.")
+
+
+def _length(episode: Episode) -> int:
+    return sum(len(s.ids) for s in episode.segments)
+
+
+async def rollout(
+    samples: Sequence[Sample],
+    setup: Setup,
+    *,
+    sampling: Sampling,
+    seed: int = 0,
+    group_size: int = 1,
+    concurrency: int = 128,
+    failure_limit: float | None = None,
+    on_done: Callable[[Episode], None] | None = None,
+) -> list[Episode]:
+    """`group_size` episodes for each sample, in the order of samples, then of rollouts.
+
+    With a `failure_limit`, raises SaccadeError once more than that share of episodes (and more than two) ended by
+    our doing; `on_done` sees each episode as it ends.
+    """
+    slots = asyncio.Semaphore(concurrency)
+    failed = 0
+
+    async def one(sample: Sample, index: int) -> Episode:
+        nonlocal failed
+        async with slots:
+            episode = await run_episode(
+                sample, setup, sampling=sampling, seed=seed, rollout_index=index
+            )
+        assert episode.stop is not None
+        if episode.stop.outcome is Outcome.OURS:
+            failed += 1
+            total = len(samples) * group_size
+            if failure_limit is not None and failed > max(2.0, failure_limit * total):
+                last = episode.error.strip().splitlines()[-1]
+                raise SaccadeError(
+                    f"{failed} of {total} episodes ended by our own failure "
+                    f"(above {failure_limit:.0%}); mend it and resume. The last one: {last}"
+                )
+        if on_done is not None:
+            on_done(episode)
+        return episode
+
+    async with asyncio.TaskGroup() as tasks:
+        running = [
+            tasks.create_task(one(sample, index))
+            for sample in samples
+            for index in range(group_size)
+        ]
+    return [task.result() for task in running]

@@ -1,0 +1,31 @@
+"""A few episodes of a recipe, to look at."""
+
+from __future__ import annotations
+
+import asyncio
+
+from saccade.assemble import load_policy, setup_for, task_of
+from saccade.config import Recipe
+from saccade.engines import Sampling
+from saccade.images import ImageStore
+from saccade.rollout import rollout
+from saccade.store import RunFolder, episode_to_json
+from saccade.types import Episode
+
+__all__ = ["sample_episodes"]
+
+
+def sample_episodes(recipe: Recipe, split: str, *, count: int) -> list[Episode]:
+    """Scored episodes of the first `count` samples of a split; kept in the recipe's run folder if it has one."""
+    store = ImageStore()
+    task = task_of(recipe)
+    samples = task.load(split, store=store, count=count)
+    setup = setup_for(recipe, load_policy(recipe), store=store, rubric=task.rubric)
+    sampling = Sampling(recipe.rollout.temperature, recipe.rollout.max_tokens_per_turn)
+    episodes = asyncio.run(rollout(samples, setup, sampling=sampling, seed=recipe.seed))
+    if recipe.run is not None:
+        with RunFolder(recipe.run) as folder:
+            for episode in episodes:
+                store.save(episode.images.values(), folder.path)
+                folder.append("episodes", episode_to_json(episode))
+    return episodes

@@ -1,0 +1,139 @@
+"""Supervised fine-tuning on episodes: the cold start of a policy.
+
+Invariant: loss on every turn of the model and on nothing else, by the token road that RL uses. The order of batches
+is a function of seed and epoch, so that a killed run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from saccade.assemble import Policy, image_features, load_policy, setup_for, task_of
+from saccade.config import Recipe, dump_recipe, recipe_hash
+from saccade.images import ImageStore
+from saccade.models.qwen2vl import hidden_states, token_logits
+from saccade.models.tiny import save
+from saccade.progress import progress
+from saccade.store import RunFolder
+from saccade.synth import read_demonstrations, replay
+from saccade.tokens import Batch, Flat, Tree, batch, flatten, tokenize
+
+__all__ = ["run", "trainable"]
+
+
+def run(recipe: Recipe) -> Path:
+    """Fine-tune the recipe's model on its demonstrations and return the folder of the result."""
+    config = recipe.sft
+    policy = load_policy(recipe)
+    store = ImageStore()
+    setup = setup_for(recipe, policy, store=store)
+    demonstrations = read_demonstrations(config.demonstrations)
+    episodes = asyncio.run(replay(demonstrations, task_of(recipe), setup))
+    tokenized = [tokenize(e, policy.renderer) for e in episodes]
+    flats = [flatten(Tree(e.segments[:1], (e.segments[1:],)), policy.renderer) for e in tokenized]
+    optimizer = torch.optim.AdamW(
+        trainable(policy.model, freeze_vision=config.freeze_vision),
+        lr=config.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=config.weight_decay,
+    )
+    per_epoch = math.ceil(len(flats) / config.batch_size)
+    steps = per_epoch * config.epochs
+    with RunFolder(recipe.run or Path("runs/sft")) as folder:
+        folder.write_recipe(dump_recipe(recipe))
+        folder.write_env(threads=recipe.threads)
+        step = resume(folder, policy.model, optimizer)
+        with progress("sft", total=steps, done=step) as bar:
+            while step < steps:
+                began = time.monotonic()
+                chosen = _batch_of(step, len(flats), config.batch_size, seed=recipe.seed)
+                rate = config.learning_rate * _rate_factor(step, steps, config.warmup_steps)
+                row = _step(
+                    policy, [flats[i] for i in chosen], store, optimizer, rate, config.max_grad_norm
+                )
+                step += 1
+                row |= {"epoch": step / per_epoch, "seconds": time.monotonic() - began}
+                folder.append("metrics", {"stage": "sft", "step": step, **row})
+                bar.advance(f"loss {row['loss']:.3f}")
+                if step % config.checkpoint_every == 0 or step == steps:
+                    checkpoint(folder, step, policy.model, optimizer)
+        made_by = {"recipe": recipe_hash(recipe), "seed": recipe.seed}
+        save(policy.model, policy.renderer, folder.path / "model", made_by=made_by)
+    return folder.path / "model"
+
+
+def trainable(model: nn.Module, *, freeze_vision: bool) -> list[nn.Parameter]:
+    """The parameters to train; a frozen vision tower stops asking for gradients."""
+    model.requires_grad_(True)
+    if freeze_vision:
+        model.model.visual.requires_grad_(False)
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _step(
+    policy: Policy,
+    flats: Sequence[Flat],
+    store: ImageStore,
+    optimizer: torch.optim.Optimizer,
+    rate: float,
+    max_grad_norm: float,
+) -> dict[str, float]:
+    packed: Batch = batch(flats)
+    features = image_features(policy, packed.images, store=store)
+    logits = token_logits(policy.model, packed, hidden_states(policy.model, packed, features))
+    loss = F.cross_entropy(logits.float(), packed.target)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(policy.model.parameters(), max_grad_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    right = (logits.argmax(-1) == packed.target).float().mean()
+    return {"loss": loss.item(), "grad_norm": norm.item(), "right_tokens": right.item()}
+
+
+def _batch_of(step: int, count: int, size: int, *, seed: int) -> list[int]:
+    """Indices of batch `step`: each epoch is its own permutation, and all of it is used."""
+    per_epoch = math.ceil(count / size)
+    epoch, at = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch, 11]).permutation(count)
+    return [int(i) for i in order[at * size : (at + 1) * size]]
+
+
+def _rate_factor(step: int, steps: int, warmup: int) -> float:
+    """Linear warm-up, then a half cosine to a tenth."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def checkpoint(
+    folder: RunFolder, step: int, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> None:
+    """Weights and optimiser of a step, whole or not at all."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    folder.save_checkpoint(step, lambda path: torch.save(state, path / "state.pt"))
+
+
+def resume(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Take up the last whole checkpoint, if any, and forget what was logged after it; the step to go on from."""
+    latest = folder.latest_checkpoint()
+    step = 0
+    if latest is not None:
+        step, path = latest
+        state = torch.load(path / "state.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+    for name in ("metrics", "episodes"):
+        folder.truncate(name, key="step", after=step)
+    return step

@@ -1,0 +1,109 @@
+"""Demonstrations as text, replayed through the real tools.
+
+A demonstration names a sample of a task and holds the model's turns as it should have written them. Replaying runs
+the tools for real, so that what the demonstration shows is what the model will get.
+
+Invariant: a replayed episode passes through the same `rollout` as a sampled one. Left out on purpose: images in the
+file; samples are loaded from their task.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from saccade.engines import Sampling
+from saccade.engines.scripted import ScriptedEngine
+from saccade.errors import DataError
+from saccade.rollout import Setup, rollout
+from saccade.tasks import Task
+from saccade.types import Episode, Sample
+
+__all__ = [
+    "Demonstration",
+    "read_demonstrations",
+    "replay",
+    "samples_by_id",
+    "write_demonstrations",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """What a model should have said about one sample."""
+
+    sample: str
+    """Id of a sample, `task/split/index` for generated tasks."""
+    turns: tuple[str, ...]
+    quality: str = ""
+    """How it was made; for the reader, not for training."""
+
+
+def read_demonstrations(path: Path) -> list[Demonstration]:
+    """From a JSONL file. Raises DataError that names each bad line."""
+    found, bad = [], []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"Demonstrations {path.name!r} can't be read: {error.strerror}.") from None
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            turns = row["turns"]
+            if not turns or not all(isinstance(t, str) for t in turns):
+                raise ValueError("turns must be a list of texts")
+            found.append(
+                Demonstration(str(row["sample"]), tuple(turns), str(row.get("quality", "")))
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            bad.append(f"line {number}: {error}")
+    if bad or not found:
+        listed = "; ".join(bad[:20]) or "it is empty"
+        raise DataError(f"Demonstrations {path.name!r} can't be used: {listed}.")
+    return found
+
+
+def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) -> None:
+    rows = (
+        {"sample": d.sample, "turns": list(d.turns), "quality": d.quality} for d in demonstrations
+    )
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text(text, encoding="utf-8")
+
+
+def samples_by_id(task: Task, ids: Sequence[str], setup: Setup) -> list[Sample]:
+    """Samples named `.../split/index`, in the order of `ids`. Raises DataError for other names."""
+    found = []
+    for name in ids:
+        parts = name.rsplit("/", 2)
+        if len(parts) != 3 or not parts[2].isdigit():
+            raise DataError(f"Sample {name!r} is not named task/split/index.")
+        [sample] = task.load(parts[1], store=setup.store, start=int(parts[2]), count=1)
+        if sample.id != name:
+            raise DataError(f"Task {task.name} has no sample {name!r}; it has {sample.id!r} there.")
+        found.append(sample)
+    return found
+
+
+async def replay(
+    demonstrations: Sequence[Demonstration], task: Task, setup: Setup
+) -> list[Episode]:
+    """The demonstrations as episodes, their tools run for real.
+
+    Raises DataError where one does not end as its last turn says: a demonstration that its own tools contradict.
+    """
+    samples = samples_by_id(task, [d.sample for d in demonstrations], setup)
+    # an episode of its own for each, since two demonstrations may share a sample
+    samples = [replace(s, id=f"{s.id}#{k}") for k, s in enumerate(samples)]
+    script = {s.id: list(d.turns) for s, d in zip(samples, demonstrations, strict=True)}
+    scripted = replace(setup, engine=ScriptedEngine(script), frame=setup.frame_of)
+    episodes = await rollout(samples, scripted, sampling=Sampling())
+    for episode, demonstration in zip(episodes, demonstrations, strict=True):
+        if len(episode.turns) != len(demonstration.turns):
+            raise DataError(
+                f"The demonstration of {demonstration.sample!r} ended after {len(episode.turns)} of "
+                f"{len(demonstration.turns)} turns: {episode.stop.value if episode.stop else ''}."
+            )
+    return episodes

@@ -1,0 +1,82 @@
+"""An oracle that demonstrates how to answer chart questions, well in most cases and badly in some.
+
+Invariant: the answer of every demonstration is right, as the published filter demands; what may be wrong is where it
+looked. Real demonstrations are like that: the filter sees the answer and not the gaze.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from saccade.dialects import Dialect
+from saccade.geometry import Box, Frame
+from saccade.synth import Demonstration
+from saccade.types import Answer, Parsed, ToolCall
+from saccade.worlds.charts import ChartItem, item
+from saccade.worlds.lessons import GRAIN, label_region, rounded_box
+
+__all__ = ["QUALITIES", "demonstrate", "demonstrations"]
+
+QUALITIES = {"good": 0.55, "sloppy": 0.25, "no_look": 0.15, "needless": 0.05}
+"""Shares: looks where the evidence is; looks beside it; answers without looking; looks without need."""
+
+
+def demonstrations(
+    count: int, *, seed: int, dialect: Dialect, start: int = 1_000_000, max_pixels: int = 48 * 784
+) -> list[Demonstration]:
+    """`count` demonstrations on charts of the train split from `start` on."""
+    found = []
+    for index in range(start, start + count):
+        chart = item("train", index, max_pixels=max_pixels)
+        rng = np.random.default_rng([seed, index, 3])
+        quality = str(rng.choice(list(QUALITIES), p=list(QUALITIES.values())))
+        turns = tuple(dialect.render(p) for p in demonstrate(chart, quality, rng))
+        found.append(Demonstration(chart.id, turns, quality))
+    return found
+
+
+def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> list[Parsed]:
+    """The turns of one demonstration."""
+    should_look = chart.stratum == "look"
+    looks = (should_look and quality != "no_look") or (not should_look and quality == "needless")
+    by_height = chart.kind in ("extremum", "comparison") and chart.stratum == "easy"
+    read = [f"{name} is {chart.spec.value(name)}" for name in chart.names]
+    final = Parsed(
+        thought="" if by_height and not looks else ", ".join(read) + ".",
+        answer=Answer(chart.answer),
+    )
+    if not looks:
+        return [final]
+    calls = tuple(
+        ToolCall(
+            f"call_{number}",
+            "zoom",
+            {"image": "img_0", "box": _look(chart, name, quality, rng)},
+        )
+        for number, name in enumerate(chart.names)
+    )
+    return [Parsed(thought=f"Look at {' and '.join(chart.names)}.", calls=calls), final]
+
+
+def _look(chart: ChartItem, name: str, quality: str, rng: np.random.Generator) -> list[int]:
+    """The box of one look in the model's frame: around the label, or beside it."""
+    width, height = chart.drawing.image.size
+    frame = Frame.thousand(width, height)
+    label = chart.drawing.labels[name]
+    region = label_region(label, width=width, height=height)
+    if quality == "sloppy":
+        reach = 2.0 * max(label.width, label.height)
+        dx, dy = rng.uniform(-reach, reach, size=2)
+        moved = Box(region.x0 + dx, region.y0 + dy, region.x1 + dx, region.y1 + dy)
+        region = moved.clip(width, height) or region
+    x0, y0, x1, y1 = rounded_box(frame, region)
+    # a sliver at the border is no place to look: at least three grains on each side
+    return [*_wide(x0, x1), *_wide(y0, y1)][0::2] + [*_wide(x0, x1), *_wide(y0, y1)][1::2]
+
+
+def _wide(low: int, high: int) -> tuple[int, int]:
+    least = 3 * GRAIN
+    if high - low >= least:
+        return low, high
+    low = min(low, 1000 - least)
+    return low, low + least

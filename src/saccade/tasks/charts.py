@@ -1,0 +1,64 @@
+"""The task `charts`: questions about drawn charts, of which some can only be answered by looking again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from saccade.errors import RecipeError
+from saccade.images import ImageStore, root_view
+from saccade.rewards import Rubric, answer
+from saccade.types import Evidence, Sample
+from saccade.worlds.charts import COLORS, SPLITS, ChartItem, item
+
+__all__ = ["Charts"]
+
+
+class Charts:
+    """Bar and line charts; items are `easy` or `look` by the size of their evidence in the thumbnail."""
+
+    name = "charts"
+
+    def __init__(self, *, max_image_tokens: int = 48, factor: int = 28) -> None:
+        """The budget of the picture that the model sees, in tokens of `factor` x `factor` pixels."""
+        self.rubric = Rubric(((answer, 1.0),))
+        self.max_pixels = max_image_tokens * factor * factor
+
+    def load(
+        self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None
+    ) -> Sequence[Sample]:
+        """Items `start` to `start + count` of a split; the pictures are put into the store."""
+        if split not in SPLITS:
+            raise RecipeError(
+                f"Task charts has no split {split!r}. Available: {', '.join(SPLITS)}."
+            )
+        if count is None:
+            raise RecipeError(f"Split {split!r} of task charts has no end; say how many items.")
+        return [
+            self._sample(item(split, index, max_pixels=self.max_pixels), store)
+            for index in range(start, start + count)
+        ]
+
+    def gold(self, sample: Sample) -> str:
+        return sample.answer
+
+    def wrong(self, sample: Sample) -> str:
+        """A plausible answer that is not the right one."""
+        if sample.answer.isdigit():
+            return str(int(sample.answer) + 1)
+        return next(c for c in COLORS if c != sample.answer)
+
+    def _sample(self, chart: ChartItem, store: ImageStore) -> Sample:
+        image = store.add(root_view(chart.drawing.image))
+        evidence = tuple(
+            Evidence(image, box.clip(image.width, image.height) or box, name)
+            for name, box in chart.evidence
+        )
+        return Sample(
+            id=chart.id,
+            question=chart.question,
+            images=(image,),
+            answer=chart.answer,
+            evidence=evidence,
+            kind=chart.kind,
+            stratum=chart.stratum,
+        )

@@ -1,0 +1,59 @@
+"""One tool on one picture, as a model would call it, for the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from saccade.errors import StorageError, ToolError
+from saccade.geometry import Frame
+from saccade.images import ImageStore, load_image, root_view
+from saccade.tools import ToolBox, builtin_tools
+from saccade.types import BoxFound, ImageShown, MaskFound, Text, ToolCall
+
+__all__ = ["call"]
+
+
+def call(name: str, arguments: str, *, image: Path | None, out: Path) -> list[str]:
+    """What the tool returned, a line for each part; a picture is written to `out`.
+
+    `arguments` is JSON with coordinates in pixels; the picture is called img_0. Raises ToolError for what the tool
+    refuses.
+    """
+    try:
+        given = json.loads(arguments)
+    except (ValueError, RecursionError) as error:
+        raise ToolError(f"Arguments are no JSON: {error}.") from None
+    if not isinstance(given, dict):
+        raise ToolError(f"Arguments must be a JSON object, got {arguments[:80]}.")
+    store = ImageStore()
+    images = {}
+    if image is not None:
+        images["img_0"] = store.add(root_view(load_image(image)))
+        given.setdefault("image", "img_0")
+    box = ToolBox(list(builtin_tools().values()), store=store)
+    [result] = asyncio.run(
+        box.call_all(
+            [ToolCall("call_0", name, given)],
+            images=images,
+            frame=lambda ref: Frame.pixels(ref.width, ref.height),
+        )
+    )
+    lines = []
+    for part in result.parts:
+        if isinstance(part, ImageShown):
+            try:
+                store.view(part.image).pixels.save(out)
+            except (OSError, ValueError) as error:
+                raise StorageError(f"The picture can't be written to {out}: {error}.") from None
+            lines.append(f"{part.name}: {part.image.width} x {part.image.height} pixels, in {out}")
+        elif isinstance(part, BoxFound):
+            lines.append(f"{part.label} {part.box.as_tuple()} {part.score}")
+        elif isinstance(part, MaskFound):
+            lines.append(f"{part.label} mask of {part.mask.area} pixels")
+        elif isinstance(part, Text):
+            lines.append(part.text)
+    if result.failed:
+        raise ToolError(" ".join(lines))
+    return lines

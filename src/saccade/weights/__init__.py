@@ -1,0 +1,1 @@
+"""The tiny models that come with saccade: plain `from_pretrained` folders."""
