@@ -400,7 +400,7 @@ def test_results_have_the_agreed_form_and_are_json():
 
 
 def printed(made: dict[str, object]) -> str:
-    console = Console(width=400, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(format_table(made))
         return console.export_text()
@@ -409,15 +409,17 @@ def printed(made: dict[str, object]) -> str:
 def test_the_table_shows_arms_and_comparisons_and_a_dash_for_what_does_not_apply():
     text = printed(results())
     assert "rl - base, accuracy on look: +0.250" in text
-    line = next(line for line in text.splitlines() if "base" in line and "look" not in line)
-    assert "-" in line
-    assert "0.000 [" not in line
+    (line,) = (line for line in text.splitlines() if "coverage look" in line)
+    assert line.split("│")[2].strip() == "-"
+    assert line.split("│")[3].strip() == "0.500 [0.500, 0.500]"
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_the_table_puts_the_figure_without_the_unscored_beside_the_accuracy():
     text = printed(results_json({"[red]": summarise(rows_of([True, False, None, None]))}, []))
     assert "0.250 [" in text
-    assert "0.500" in text
+    (line,) = (line for line in text.splitlines() if "without unscored" in line)
+    assert "0.500" in line
     assert "[red]" in text
 
 
@@ -486,6 +488,8 @@ def test_a_diamond_by_hand():
     areas = shared_areas([square], by=[small])
     assert tuple(areas) == pytest.approx((4, 2, 2))
     assert (areas.coverage, areas.tightness) == pytest.approx((0.5, 1.0))
+    backwards = Polygon(small.points[::-1])
+    assert tuple(shared_areas([square], by=[backwards])) == pytest.approx((4, 2, 2))
     far = Polygon((Point(11, 0), Point(12, 1), Point(11, 2), Point(10, 1)))
     assert clip_convex(square, far) is None
     assert shared_areas([square], by=[far]).coverage == 0.0

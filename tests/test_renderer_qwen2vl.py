@@ -18,7 +18,10 @@ WORDS = "What is the value of red? Look at the blue bar. The green line is highe
 TOKENIZER = build_tokenizer(WORDS)
 RENDERER = Qwen2VLRenderer(TOKENIZER, SETTINGS)
 SIZES = st.tuples(st.integers(28, 1100), st.integers(28, 1100))
-SCRIPTS = "العربية עברית ภาษาไทย हिन्दी 日本語 한국어 ελληνικά кириллица 👩‍👩‍👧 ﷽ \u0301\u200d\u202e\x00\x7f\t\r\n"
+SCRIPTS = (
+    "العربية עברית ภาษาไทย हिन्दी 日本語 한국어 "
+    "ελληνικά кириллица 👩‍👩‍👧 ﷽ \u0301\u200d\u202e\x00\x7f\t\r\n"
+)
 SPECIAL = tuple(t.content for t in TOKENIZER.get_added_tokens_decoder().values() if t.special)
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"])),
@@ -125,7 +128,7 @@ def test_the_model_may_end_its_turn_and_emit_nothing_else_that_is_special() -> N
     }
 
 
-# --- against transformers -----------------------------------------------------------------------------
+# --- against transformers -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

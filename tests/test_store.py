@@ -526,12 +526,27 @@ def test_an_image_stands_in_the_table_once_however_often_it_is_shown() -> None:
 
 
 def test_nan_among_the_arguments_survives_and_the_line_stays_json() -> None:
-    call = ToolCall("1", "crop", {"box": [math.nan, math.inf, -0.0, 1e300], "$float": "x"})
+    like_a_mark = {"$float": "x"}
+    call = ToolCall("1", "crop", {"box": [math.nan, math.inf, -0.0, 1e300], "by": like_a_mark})
     turn = TurnRecord(Parsed("", (call,)))
     line = json.dumps(episode_to_json(Episode(Sample("s", "?", (_root(),), "1"), turns=(turn,))))
     (back,) = episode_from_json(json.loads(line)).turns[0].parsed.calls
     assert isinstance(back, ToolCall)
     assert repr(back.arguments) == repr(call.arguments)
+
+
+def test_two_surrogates_in_a_row_do_not_melt_into_one_character() -> None:
+    halves = "\ud83d" + "\ude00"
+    episode = Episode(Sample("s", halves, (_root(halves),), "1", meta=((halves, "😀"),)))
+    back = episode_from_json(json.loads(json.dumps(episode_to_json(episode))))
+    assert back == episode
+    assert len(back.sample.question) == 2
+
+
+def test_a_tuple_in_a_recipe_comes_back_as_a_tuple() -> None:
+    episode = Episode(Sample("s", "?", (_crop(_root(), "b"),), "1"))
+    back = episode_from_json(json.loads(json.dumps(episode_to_json(episode))))
+    assert hash(back.sample.images[0]) == hash(episode.sample.images[0])
 
 
 def test_segments_may_be_left_out() -> None:

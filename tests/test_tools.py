@@ -176,7 +176,7 @@ def test_the_spec_of_crop_is_derived_from_its_signature() -> None:
     assert crop.spec.schema == {
         "type": "object",
         "properties": {
-            "image": {"type": "string", "description": "name of an image, such as img_1"},
+            "image": {"type": "string", "description": "name of an image, such as img_0"},
             "box": {
                 "type": "array",
                 "items": {"type": "number"},
@@ -477,16 +477,21 @@ def test_new_images_are_named_in_call_order_whichever_ends_first() -> None:
     assert 0.3 <= results[0].seconds < 5
 
 
-def test_a_name_that_is_taken_is_not_given_again() -> None:
-    images = {"photo": VIEW.ref, "img_3": VIEW.ref}
-    given = call("crop", image="photo", box=[0, 0, 100, 100])
-    names = [
-        p.name
-        for r in call_all(box_of(crop), given, given, images=images)
-        for p in r.parts
-        if isinstance(p, ImageShown)
-    ]
-    assert names == ["img_4", "img_5"]
+@pytest.mark.parametrize(
+    ("names", "want"),
+    [
+        (["img_0"], ["img_1", "img_2"]),
+        (["img_1"], ["img_2", "img_3"]),
+        (["img_0", "img_1", "img_2"], ["img_3", "img_4"]),
+        (["photo", "img_3"], ["img_2", "img_4"]),
+    ],
+)
+def test_numbers_go_on_from_the_number_of_images_and_no_name_is_given_twice(
+    names: list[str], want: list[str]
+) -> None:
+    given = call("crop", image=names[0], box=[0, 0, 100, 100])
+    results = call_all(box_of(crop), given, given, images=dict.fromkeys(names, VIEW.ref))
+    assert [p.name for r in results for p in r.parts if isinstance(p, ImageShown)] == want
 
 
 def test_a_returned_image_can_be_viewed_from_the_store() -> None:

@@ -1,7 +1,8 @@
 """Measures how much work an engine does beyond what the numbers require.
 
-Invariant: what is distinct is counted here, from the requests; what was computed is counted by the engine. The time of
-a decode step and of its bare matrix products are taken in the same thread, alternating, step by step.
+Invariant: what is distinct is counted here, from the requests; what was computed is counted by the
+engine. The time of a decode step and of its bare matrix products are taken in the same thread,
+alternating, step by step.
 
 Left out on purpose: tokens per second, which say more about the machine than about the engine.
 """
@@ -25,15 +26,17 @@ from saccade.engines import Sampling, TurnRequest
 from saccade.engines.torch import DecodeStep, TorchEngine
 from saccade.geometry import Box
 from saccade.images import ImageStore, ImageView, root_view
+from saccade.models.qwen2vl import with_linear_patches
+from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.types import ImageShown, Message, Segment, Text
 from saccade.worlds import charts
 
-__all__ = ["EngineBench", "bench_engine"]
+__all__ = ["bench_engine"]
 
 
 @dataclass(frozen=True, slots=True)
-class EngineBench:
+class _Found:
     """What `bench_engine` found."""
 
     episodes: int
@@ -69,7 +72,7 @@ class EngineBench:
 
 
 class _BareProducts:
-    """The matrix products of a decode step: every linear layer, and queries with keys with values."""
+    """The matrix products of a decode step: linear layers, and queries with keys with values."""
 
     def __init__(self, model: nn.Module) -> None:
         language, config = model.model.language_model, model.config.get_text_config()
@@ -109,23 +112,30 @@ class _BareProducts:
 
 
 def bench_engine(
-    model: nn.Module,
-    renderer: Qwen2VLRenderer,
+    model: nn.Module | None = None,
+    renderer: Qwen2VLRenderer | None = None,
     *,
     prompts: int = 8,
     group: int = 8,
     turns: int = 2,
     max_tokens: int = 32,
     max_batch: int = 128,
-    console: Console | None = None,
-) -> EngineBench:
-    """Play episodes about charts whose every turn is answered by a crop, and measure. Prints a table on a console."""
+    show: bool = True,
+) -> dict[str, float]:
+    """Play episodes about charts whose every turn is answered by a crop; every number by name.
+
+    Without a model, the tiny one with its initial weights: nothing measured depends on them. `show`
+    prints progress and a table.
+    """
+    if model is None or renderer is None:
+        model, renderer = _initial()
+    console = Console(quiet=not show)
     store = ImageStore()
     engine = TorchEngine(model, renderer, store=store, max_batch=max_batch)
     bare = engine.after_step = _BareProducts(model)
     distinct_tokens = 0
     images: set[str] = set()
-    with Progress(console=console or Console(quiet=True), transient=True) as progress:
+    with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("episodes", total=prompts * group)
 
         async def play(view: ImageView, request: TurnRequest) -> None:
@@ -139,7 +149,9 @@ def bench_engine(
                 shown = _look(view, store, number + request.seed[2])
                 observation = renderer.observation(Message("tool", (Text("Look:"), shown)))
                 images.add(shown.image.key)
-                distinct_tokens += 1 + len(observation.ids)  # the end of the turn was drawn, never fed
+                distinct_tokens += 1 + len(
+                    observation.ids
+                )  # the end of the turn was drawn, never fed
                 sampled = Segment("sampled", turn.ids or (), turn.logprobs or ())
                 segments = (*segments, sampled, observation)
             engine.release(request.episode)
@@ -159,7 +171,7 @@ def bench_engine(
             await asyncio.gather(*waiting)
 
         asyncio.run(play_all())
-    found = EngineBench(
+    found = _Found(
         episodes=prompts * group,
         prefill_tokens=engine.stats.prefill_tokens,
         distinct_tokens=distinct_tokens,
@@ -171,9 +183,14 @@ def bench_engine(
         bare_ms=1e3 * median(bare.seconds),
         threads=torch.get_num_threads(),
     )
-    if console is not None:
-        console.print(_table(found))
-    return found
+    console.print(_table(found))
+    return found.as_dict()
+
+
+def _initial() -> tuple[nn.Module, Qwen2VLRenderer]:
+    words = "\n".join(charts.item("pretrain", n).question for n in range(20))
+    renderer = Qwen2VLRenderer(build_tokenizer(words), SETTINGS)
+    return with_linear_patches(build_model(renderer.tokenizer, seed=0)).eval(), renderer
 
 
 def _prompt(
@@ -198,7 +215,7 @@ def _look(view: ImageView, store: ImageStore, number: int) -> ImageShown:
     return ImageShown(store.add(crop), "img_2")
 
 
-def _table(found: EngineBench) -> Table:
+def _table(found: _Found) -> Table:
     table = Table(title=f"engine, {found.episodes} episodes, {found.threads} threads")
     for name in ("", "measured", "required", "ratio", "limit"):
         table.add_column(name, justify="left" if not name else "right")

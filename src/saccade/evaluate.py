@@ -434,44 +434,41 @@ def results_json(arms: Mapping[str, Summary], pairs: Iterable[Comparison]) -> di
 
 
 def format_table(results: Mapping[str, Any]) -> Table:
-    """The table of `results_json`, one row for each arm; comparisons stand below it."""
+    """The table of `results_json`, one column for each arm; comparisons stand below it."""
     from rich.table import Table
     from rich.text import Text
 
     arms: Mapping[str, Mapping[str, Any]] = results["arms"]
-    strata = list(dict.fromkeys(s for arm in arms.values() for s in arm["accuracy"]))
-    looked = [s for s in strata if any(s in arm["coverage"] for arm in arms.values())]
-    table = Table(
-        title="Accuracy is strict, with 95% intervals; unscored counts as wrong", show_lines=False
-    )
-    heads = [
-        "n",
-        *(f"accuracy {s}" for s in strata),
-        "without unscored",
-        "lenient",
-        "calls",
-        "tokens",
-    ]
-    heads += [*(f"coverage {s}" for s in looked), "tightness"]
-    heads += ["unscored", "no answer read", "truncated", "seconds"]
-    table.add_column("arm")
-    for head in heads:
-        table.add_column(Text(head), justify="right")
-    for name, arm in arms.items():
-        scored = arm["n"] - arm["unscored"]
-        # An unscored episode is wrong, so the sum of right answers is the same with and without it.
-        without = arm["accuracy"][ALL][0] * arm["n"] / scored if scored else None
-        cells = [str(arm["n"]), *(_cell(arm["accuracy"].get(s)) for s in strata)]
-        cells += [_number(without, 3), _cell(arm["lenient"][ALL]), _number(arm["calls"], 2)]
-        cells += [_number(arm["completion_tokens"], 1)]
-        cells += [_cell(arm["coverage"].get(s)) for s in looked]
-        cells += [_cell(arm["tightness"].get(ALL))]
-        cells += [str(arm[k]) for k in ("unscored", "extraction_failed", "truncated")]
-        cells += [_number(arm["seconds"], 2)]
-        table.add_row(Text(name), *(Text(c) for c in cells))
-    lines = [_line(pair) for pair in results["pairs"]]
-    table.caption = Text("\n".join(lines)) if lines else None
+    table = Table(title="Accuracy is strict, with 95% intervals; unscored counts as wrong")
+    table.add_column("")
+    for name in arms:
+        table.add_column(Text(name), justify="right")
+
+    def line(head: str, cells: Iterable[str]) -> None:
+        table.add_row(Text(head), *(Text(cell) for cell in cells))
+
+    def by_stratum(key: str) -> None:
+        for stratum in dict.fromkeys(s for arm in arms.values() for s in arm[key]):
+            line(f"{key} {stratum}", (_cell(arm[key].get(stratum)) for arm in arms.values()))
+
+    line("episodes", (str(arm["n"]) for arm in arms.values()))
+    by_stratum("accuracy")
+    line("all without unscored", (_number(_without_unscored(arm), 3) for arm in arms.values()))
+    for key in ("lenient", "coverage", "tightness"):
+        by_stratum(key)
+    for key, digits in (("calls", 2), ("completion_tokens", 1), ("seconds", 2)):
+        line(f"{key.replace('_', ' ')} each", (_number(arm[key], digits) for arm in arms.values()))
+    for key in ("extraction_failed", "truncated", "unscored"):
+        line(key.replace("_", " "), (str(arm[key]) for arm in arms.values()))
+    pairs = [_line(pair) for pair in results["pairs"]]
+    table.caption = Text("\n".join(pairs)) if pairs else None
     return table
+
+
+def _without_unscored(arm: Mapping[str, Any]) -> float | None:
+    """Accuracy over the scored episodes: none of the unscored was counted as right."""
+    scored = arm["n"] - arm["unscored"]
+    return float(arm["accuracy"][ALL][0] * arm["n"] / scored) if scored else None
 
 
 def _line(pair: Mapping[str, Any]) -> str:

@@ -388,7 +388,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgb = white.convert("RGB")
     else:
         rgb = image.convert("RGB")
-    rgb.info.clear()  # a transparent colour left there would be written again with the picture
+    rgb.info.clear()  # what is left there may be written again with the picture
     return rgb
 
 
@@ -519,6 +519,11 @@ def _make(ref: ImageRef, parents: tuple[Image.Image, ...]) -> Image.Image:
         raise ImageError(
             f"Image {ref.key[:12]} should be {ref.width} x {ref.height} but its recipe gives "
             f"{image.width} x {image.height}; the record was changed, take the original one."
+        )
+    if _derived_key((part.parent.key for part in ref.parts), derivation) != ref.key:
+        raise ImageError(
+            f"Image {ref.key[:12]} is not what its recipe makes; the record was changed, take the "
+            "original one."
         )
     return image
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from saccade.config import PretrainConfig, Recipe, dump_recipe, recipe_hash
@@ -159,7 +160,8 @@ def _seen(
     packs: list[Packed], packed: Batch, logits: torch.Tensor, numbers: torch.Tensor
 ) -> dict[str, float]:
     """How well the model did on lessons that it never saw: share of right tokens, and the error of coordinates."""
-    topics = torch.tensor([list(p.topics) for p in packs])[packed.row, packed.branch]  # (N,)
+    by_tree = [torch.tensor(p.topics) for p in packs]
+    topics = pad_sequence(by_tree, batch_first=True)[packed.row, packed.branch]  # (N,)
     guess = logits.argmax(-1)
     right = guess == packed.target
     row = {f"right_{t}": right[topics == k].float().mean().item() for k, t in enumerate(TOPICS)}

@@ -1,18 +1,21 @@
 """The engine that decodes with transformers modules in this process, on a CPU or a GPU.
 
-Invariant: a token is computed once. The keys and values of an episode live until `release`, a turn feeds only what is
-new since the last one, one prompt is prefilled once for all episodes that share it, an image is encoded once. Draws
-depend on (seed of the request, index of the token in its episode) and on nothing else; logits do not depend on the
-company in the batch beyond float rounding.
+Invariant: a token is computed once. The keys and values of an episode live until `release`, a turn
+feeds only what is new since the last one, one prompt is prefilled once for all episodes that share
+it, an image is encoded once. Draws depend on (seed of the request, index of the token in its
+episode) and on nothing else; logits do not depend on the company in the batch beyond float
+rounding.
 
-How it stays lean: keys and values of the running rows lie in one slab, right-aligned, so that every row writes its
-next token into the same column and attention reads a plain view; whoever leaves is copied out, and the last row fills
-the hole. Joiners are prefilled as a staircase (longest first, all ending in that same column), without padding.
+How it stays lean: keys and values of the running rows lie in one slab, right-aligned, so that every
+row writes its next token into the same column and attention reads a plain view; whoever leaves is
+copied out, and the last row fills the hole. Joiners are prefilled as a staircase (longest first,
+all ending in that same column), without padding.
 
-One worker thread decodes, and runs only while there is work; the event loop and the tools stay free.
+One worker thread decodes, and runs only while there is work; the event loop and the tools stay
+free.
 
-Left out on purpose: top-p and top-k (their logprobs are not those of a training forward), speculative decoding, and
-eviction of live episodes.
+Left out on purpose: top-p and top-k (their logprobs are not those of a training forward),
+speculative decoding, and eviction of live episodes.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
 
@@ -44,6 +48,8 @@ from saccade.types import ImageRef, Segment, Turn
 
 __all__ = ["DecodeStep", "EngineStats", "TorchEngine", "choose", "uniforms"]
 
+BLOCK = 16
+"""Ids that are drawn from as one, at first."""
 PREFILL_TOKENS = 8192
 """Rows times columns of one forward pass at most, so that masks and activations stay small."""
 SLACK = 256
@@ -91,7 +97,7 @@ class DecodeStep(NamedTuple):
     seconds: float
 
 
-# --- draws ------------------------------------------------------------------------------------------------
+# --- draws ----------------------------------------------------------------------------------------
 
 
 def seed_keys(seed: tuple[int, str, int]) -> tuple[int, int]:
@@ -107,32 +113,55 @@ def _mixed(z: np.ndarray) -> np.ndarray:
 
 
 def uniforms(first: np.ndarray, second: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """One number in [0, 1) for each (keys, index): a counter-based generator, so order and company do not matter.
+    """One number in [0, 1) for each (keys, index): a counter-based generator, so order and company
+    do not matter.
 
-    SplitMix64 (Steele, Lea, Flood 2014) from the first key, mixed once more with the second. All (N,); keys uint64.
+    SplitMix64 (Steele, Lea, Flood 2014) from the first key, mixed once more with the second. All
+    (N,); keys uint64.
     """
     z = _mixed(first + (index.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15))
     return (_mixed(z ^ second) >> np.uint64(11)) * 2.0**-53
 
 
 def choose(logprobs: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """The ids (N,) that draws (N,) in [0, 1) pick from log-distributions (N, V), by inverse CDF in float64.
+    """The ids (N,) that draws (N,) in [0, 1) pick from log-distributions (N, V), by inverse CDF in
+    float64.
 
-    Never an id of probability zero: its step of the CDF is empty, and the last draw is kept below the total.
+    First among blocks of ids, then inside the block: a CDF over all of a vocabulary costs more than
+    the layers of a small model. Never an id of probability zero.
     """
-    cdf = logprobs.exp().cumsum(-1, dtype=torch.float64)  # (N, V)
-    total = cdf[:, -1:]
-    sought = torch.minimum(draws[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, sought, right=True)[:, 0].clamp_(max=cdf.shape[1] - 1)
+    probabilities = logprobs.exp()  # (N, V)
+    if spare := -probabilities.shape[1] % BLOCK:
+        probabilities = F.pad(probabilities, (0, spare))
+    blocks = probabilities.unflatten(1, (-1, BLOCK))  # (N, blocks, BLOCK)
+    weights = blocks.sum(-1, dtype=torch.float64)
+    block, rest = _pick(weights, draws * weights.sum(-1))
+    inside, _ = _pick(blocks[torch.arange(len(blocks), device=blocks.device), block].double(), rest)
+    return block * BLOCK + inside
 
 
-# --- keys and values --------------------------------------------------------------------------------------
+def _pick(weights: torch.Tensor, sought: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where `sought` (N,) falls in the running sum of weights (N, K) float64, and how far into that
+    weight.
+
+    The step of a weight 0 is empty, and what rounding put at the total or above is kept below it.
+    """
+    cdf = weights.cumsum(-1)
+    below = torch.nextafter(cdf[:, -1], torch.zeros_like(sought))
+    sought = torch.minimum(sought, below)[:, None]
+    index = torch.searchsorted(cdf, sought, right=True).clamp_(max=cdf.shape[1] - 1)
+    rest = sought - (cdf.gather(1, index) - weights.gather(1, index))
+    return index[:, 0], rest[:, 0].clamp_min(0)
+
+
+# --- keys and values ------------------------------------------------------------------------------
 
 
 class _Slab(Cache):
     """Keys and values of the running rows: (layers, 2, rows, heads, columns, head size).
 
-    `aim` says which rows and columns the next forward pass writes and from which column on it reads.
+    `aim` says which rows and columns the next forward pass writes and from which column on it
+    reads.
     """
 
     def __init__(self, config: Any, *, dtype: torch.dtype, device: torch.device) -> None:
@@ -180,7 +209,7 @@ class _Slab(Cache):
         *_: object,
         **__: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new (rows, heads, columns, size); give back views of all that these rows may see."""
+        """Store new (rows, heads, columns, size); give back views of what these rows may see."""
         self._write_keys[layer_idx].copy_(key_states)
         self._write_values[layer_idx].copy_(value_states)
         return self._read_keys[layer_idx], self._read_values[layer_idx]
@@ -245,7 +274,9 @@ class _Episode:
 
 
 class _Plan(NamedTuple):
-    """How a job joins the batch: what it continues, and what is still to be fed (nothing, right after a prompt)."""
+    """How a job joins the batch: what it continues, and what is still to be fed (nothing, right
+    after a prompt).
+    """
 
     job: _Job
     kv: torch.Tensor | None
@@ -261,15 +292,16 @@ class _Posted(NamedTuple):
     job: _Job | None = None
 
 
-# --- engine -----------------------------------------------------------------------------------------------
+# --- engine ---------------------------------------------------------------------------------------
 
 
 class TorchEngine:
     """A `PolicyEngine` on a transformers Qwen2-VL.
 
-    With `barrier` the engine is deterministic: turns are admitted only when nobody runs and every live episode waits
-    for one, in the order of their seeds, so that the shapes of batches depend on no clock. Announce episodes that
-    start together by `expect`, or the first to arrive will not wait for the others.
+    With `barrier` the engine is deterministic: turns are admitted only when nobody runs and every
+    live episode waits for one, in the order of their seeds, so that the shapes of batches depend on
+    no clock. Announce episodes that start together by `expect`, or the first to arrive will not
+    wait for the others.
     """
 
     def __init__(
@@ -294,7 +326,7 @@ class TorchEngine:
         self.version = 0
         self.stats = EngineStats()
         self.after_step: Callable[[DecodeStep], None] | None = None
-        """Called in the decoding thread after every decode step."""
+        # called in the decoding thread
         self._prefixes_kept, self._feature_bytes = prefixes, feature_bytes
         table = model.get_input_embeddings().weight
         self._device, self._dtype = table.device, table.dtype
@@ -313,17 +345,19 @@ class TorchEngine:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saccade-engine")
         self._drop_keys_and_values()
 
-    # --- the seam ---------------------------------------------------------------------------------------
+    # --- the seam ---------------------------------------------------------------------------------
 
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(ids=True, logprobs=True, images=True, reproducible=True)
 
     async def turn(self, request: TurnRequest) -> Turn:
-        """The next turn. Raises EngineError, with its cause, where decoding failed; the engine stays usable."""
+        """The next turn. Raises EngineError, with its cause, where decoding failed; the engine
+        stays usable.
+        """
         if not request.segments or request.segments[0].is_trained:
             raise EngineError(
-                f"Episode {request.episode!r} has no prompt segment; render it before asking for a turn."
+                f"Episode {request.episode!r} has no prompt segment; render it first."
             )
         begun = time.perf_counter()
         loop = asyncio.get_running_loop()
@@ -355,22 +389,26 @@ class TorchEngine:
         self._post(_Posted("release", episode))
 
     def expect(self, episodes: Iterable[str]) -> None:
-        """Announce live episodes before their first request; with `barrier`, turns wait for all of them."""
+        """Announce live episodes before their first request; with `barrier`, turns wait for all of
+        them.
+        """
         for episode in episodes:
             self._post(_Posted("expect", episode))
 
     def load(self, weights: object, version: int, *, same_vision: bool = False) -> None:
-        """Take new weights (a state dict, or a module of the same kind) and drop what the old ones computed.
+        """Take new weights (a state dict, or a module of the same kind) and drop what the old ones
+        computed.
 
-        `same_vision` promises that the vision tower did not change and keeps the features of images. The engine's own
-        module, trained in place, may be given. Raises EngineError while a turn is being decoded.
+        `same_vision` promises that the vision tower did not change and keeps the features of
+        images. The engine's own module, trained in place, may be given. Raises EngineError while a
+        turn is being decoded.
         """
         with self._step_lock:
             self._read_inbox()
             if self._jobs or self._queue:
                 raise EngineError(
-                    f"Weights can't change while {len(self._jobs) + len(self._queue)} turns are being decoded; "
-                    "await them first."
+                    f"Weights can't change while {len(self._jobs) + len(self._queue)} turns are "
+                    "being decoded; await them first."
                 )
             if weights is not self.model:
                 self._copy_weights(weights)
@@ -381,7 +419,9 @@ class TorchEngine:
                 self._features.clear()
 
     def features(self, images: Iterable[ImageRef]) -> dict[str, torch.Tensor]:
-        """What the vision tower makes of the images: key to (tokens, D). Encoded once, shared with decoding."""
+        """What the vision tower makes of the images: key to (tokens, D). Encoded once, shared with
+        decoding.
+        """
         wanted = {i.key: i for i in images}
         with self._step_lock:
             self._encode(wanted.values())
@@ -425,7 +465,7 @@ class TorchEngine:
             episode.kv = None
         self._make_row_arrays(8)
 
-    # --- the worker -------------------------------------------------------------------------------------
+    # --- the worker -------------------------------------------------------------------------------
 
     def _post(self, posted: _Posted) -> None:
         with self._inbox_lock:
@@ -435,7 +475,9 @@ class TorchEngine:
                 self._worker.submit(self._work)
 
     def _work(self) -> None:
-        """Decode until there is nothing to do. The one place where an unknown failure becomes an EngineError."""
+        """Decode until there is nothing to do. The one place where an unknown failure becomes an
+        EngineError.
+        """
         while True:
             with self._step_lock:
                 self._read_inbox()
@@ -523,10 +565,10 @@ class TorchEngine:
                 self._decode()
         return True
 
-    # --- rows -------------------------------------------------------------------------------------------
+    # --- rows -------------------------------------------------------------------------------------
 
     def _make_row_arrays(self, rows: int) -> None:
-        """What the host knows of each row, as arrays, so that a decode step has no loop over rows."""
+        """What the host knows of each row, as arrays: a decode step has no loop over rows."""
         self._start = np.zeros(rows, dtype=np.int64)  # first column that is its own
         self._position = np.zeros(rows, dtype=np.int64)  # M-RoPE position of its next token
         self._count = np.zeros(rows, dtype=np.int64)  # tokens drawn in this turn
@@ -592,10 +634,12 @@ class TorchEngine:
         self._jobs.pop()
         return kv
 
-    # --- joining ----------------------------------------------------------------------------------------
+    # --- joining ----------------------------------------------------------------------------------
 
     def _admit(self, jobs: Sequence[_Job]) -> None:
-        """Bring jobs into the batch: encode their images, prefill what is new, draw their first token."""
+        """Bring jobs into the batch: encode their images, prefill what is new, draw their first
+        token.
+        """
         missing: dict[tuple[object, ...], _Run] = {}
         plans = [self._plan(job, missing) for job in jobs]
         self._encode(i for run in (*missing.values(), *(p.run for p in plans)) for i in run.images)
@@ -624,7 +668,9 @@ class TorchEngine:
             self._prefixes.popitem(last=False)
 
     def _plan(self, job: _Job, missing: dict[tuple[object, ...], _Run]) -> _Plan:
-        """Continue what is parked where the request extends it; otherwise begin with the prompt, known or missing."""
+        """Continue what is parked where the request extends it; otherwise begin with the prompt,
+        known or missing.
+        """
         episode = self._episodes[job.request.episode]
         segments, fed = job.request.segments, len(episode.ids)
         kv, episode.kv = episode.kv, None
@@ -651,7 +697,9 @@ class TorchEngine:
         return _Plan(job, None, key, run)
 
     def _run(self, segments: Sequence[Segment], *, cut: int, start: int) -> _Run | None:
-        """The tokens after the first `cut`, of which the first stands at `start`; None where pictures are cut."""
+        """The tokens after the first `cut`, of which the first stands at `start`; None where
+        pictures are cut.
+        """
         ids: list[np.ndarray] = [np.zeros(0, dtype=np.int64)]
         positions: list[np.ndarray] = [np.zeros((3, 0), dtype=np.int64)]
         images: list[ImageRef] = []
@@ -688,7 +736,9 @@ class TorchEngine:
         self._temperature[row] = request.sampling.temperature
 
     def _encode(self, images: Iterable[ImageRef]) -> None:
-        """Features of images that have none yet, in one pass of the vision tower (one each with `barrier`)."""
+        """Features of images that have none yet, in one pass of the vision tower (one each with
+        `barrier`).
+        """
         wanted = {i.key: i for i in images}
         for key in wanted:
             if key in self._features:
@@ -698,8 +748,8 @@ class TorchEngine:
             return
         with self.stats.phase("patches"):
             patches = [self.renderer.patches(i, self.store.view(i).pixels) for i in new]
-        # Ordinary tensors, since a trainer may put them before layers that need gradients. One by one with `barrier`:
-        # rounding must not depend on which images were already known.
+        # Ordinary tensors, since a trainer may put them before layers that need gradients. One by
+        # one with `barrier`: rounding must not depend on which images were already known.
         with self.stats.phase("encode"), torch.inference_mode(False), torch.no_grad():
             size = 1 if self.barrier else len(new)
             for at in range(0, len(new), size):
@@ -732,9 +782,11 @@ class TorchEngine:
         return found
 
     def _prefill(self, runs: Sequence[_Run], *, begin: int) -> torch.Tensor:
-        """Feed runs, longest first, to the rows from `begin`; all end at the cursor. Last logits (rows, V).
+        """Feed runs, longest first, to the rows from `begin`; all end at the cursor. Last logits
+        (rows, V).
 
-        A staircase: the longest rows go ahead alone until the next row begins, and so on; no column is padding.
+        A staircase: the longest rows go ahead alone until the next row begins, and so on; no column
+        is padding.
         """
         count, width = len(runs), len(runs[0].ids)
         ids = np.zeros((count, width), dtype=np.int64)
@@ -766,7 +818,7 @@ class TorchEngine:
                     self.stats.prefill_tokens += rows * (columns.stop - columns.start)
             return self.model.lm_head(hidden[:, -1])
 
-    # --- decoding ---------------------------------------------------------------------------------------
+    # --- decoding ---------------------------------------------------------------------------------
 
     def _there(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self._device, non_blocking=True)
@@ -774,7 +826,9 @@ class TorchEngine:
     def _forward(
         self, embedded: torch.Tensor, positions: torch.Tensor, *, rows: slice, first_column: int
     ) -> torch.Tensor:
-        """Hidden states (rows, q, D) of new tokens (rows, q, D) that go to the columns from `first_column`."""
+        """Hidden states (rows, q, D) of new tokens (rows, q, D) that go to the columns from
+        `first_column`.
+        """
         width = embedded.shape[1]
         starts = self._start[rows]
         lowest = int(starts.min())
@@ -816,7 +870,7 @@ class TorchEngine:
             self.after_step(DecodeStep(count, columns, time.perf_counter() - begun))
 
     def _draw(self, logits: torch.Tensor, rows: slice) -> None:
-        """Draw one token for each of the rows from its logits (rows, V), and let go of who is done."""
+        """Draw one token for each row from its logits (rows, V), and let go of who is done."""
         with self.stats.phase("sample"):
             temperatures, written = self._temperature[rows], self._count[rows].copy()
             index = self._cursor - self._start[rows]

@@ -249,7 +249,7 @@ def _parameter(where: str, raw: inspect.Parameter, hint: Any) -> Parameter:
     description = next((m for m in markers if isinstance(m, str)), "").strip()
     if kind == "image" and not description:
         description = (
-            "names of images, such as img_1" if many else "name of an image, such as img_1"
+            "names of images, such as img_0" if many else "name of an image, such as img_0"
         )
     if not description:
         raise TypeError(f"{where} needs a description: Annotated[{raw.annotation}, 'description'].")

@@ -440,8 +440,8 @@ def _plain(p: Parameter, written: Any) -> Any:
 
 
 def _new_names(images: Mapping[str, ImageRef]) -> Iterator[str]:
-    """img_K for K after the number of images, without those that are taken."""
-    names = (f"img_{k}" for k in itertools.count(len(images) + 1))
+    """img_K, K from the number of images on; names that are taken are left out."""
+    names = (f"img_{k}" for k in itertools.count(len(images)))
     return (name for name in names if name not in images)
 
 

@@ -288,10 +288,9 @@ def draw(spec: ChartSpec, rng: np.random.Generator, *, max_pixels: int) -> Chart
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:
-    longest = int(rng.integers(560, 1025))
-    ratio = rng.uniform(0.7, 1.0)
-    shortest = max(448, round(longest * ratio))
-    return (longest, shortest) if rng.random() < 0.75 else (shortest, longest)
+    """Four to three, 600 x 450 to 1,024 x 768 pixels."""
+    width = 4 * int(rng.integers(150, 257))
+    return width, width * 3 // 4
 
 
 def _fitting_font(file: str, digit_height: float, max_width: float) -> ImageFont.FreeTypeFont:

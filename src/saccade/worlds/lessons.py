@@ -27,10 +27,12 @@ __all__ = [
     "rounded_box",
 ]
 
-Topic = Literal["caption", "pointing", "question", "reading", "arithmetic"]
-TOPICS: tuple[Topic, ...] = ("caption", "pointing", "question", "reading", "arithmetic")
+Topic = Literal["caption", "pointing", "naming", "question", "reading", "arithmetic"]
+TOPICS: tuple[Topic, ...] = ("caption", "pointing", "naming", "question", "reading", "arithmetic")
 GRAIN = 10
 """Boxes of lessons are rounded outward to multiples of this many units of the frame."""
+READINGS = 5
+"""Labels read on one chart, at most."""
 VIEW_FACTOR = 4
 """An enlarged view is magnified this much before the budget for pictures applies."""
 
@@ -66,26 +68,35 @@ def label_region(label: Box, *, width: int, height: int) -> Box:
 
 
 def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
-    """About nine lessons on one chart; `frame` is that of the chart as the model will see it."""
+    """About a dozen lessons on one chart; `frame` is that of the chart as the model will see it."""
     spec, drawing = item.spec, item.drawing
     width, height = drawing.image.size
     names = [n for n, _ in spec.entries]
     regions = {n: label_region(drawing.labels[n], width=width, height=height) for n in names}
-    found = [_caption(item, regions, rng, frame)]
-    for name in rng.permutation(names)[:3]:
-        found.append(
-            Lesson(
-                "pointing", f"Where is the label of {name}?", box_text(frame, regions[str(name)])
-            )
-        )
+    found = [_caption(item, regions, rng, frame), _pointing(item, regions, rng, frame)]
     name = str(rng.choice(names))
-    found.append(Lesson("pointing", f"Where is {name}?", box_text(frame, drawing.marks[name])))
+    found.append(
+        Lesson("pointing", f"Where is the label of {name}?", box_text(frame, regions[name]))
+    )
+    name = str(rng.choice(names))
+    box = drawing.marks[name] if rng.random() < 0.5 else regions[name]
+    found.append(Lesson("naming", f"What is at {box_text(frame, box)}?", name))
     found.append(Lesson("question", item.question, item.answer))
     found.append(_other_question(item, rng))
-    for name in rng.permutation(names)[:2]:
+    for name in rng.permutation(names)[:READINGS]:
         found.append(_reading(item, str(name), rng))
     found.append(_arithmetic(rng, names))
     return found
+
+
+def _pointing(
+    item: ChartItem, regions: dict[str, Box], rng: np.random.Generator, frame: Frame
+) -> Lesson:
+    """All marks, or all labels, in an order that only the question tells."""
+    names = [str(n) for n in rng.permutation([n for n, _ in item.spec.entries])]
+    asked, boxes = ("", item.drawing.marks) if rng.random() < 0.4 else ("the labels of ", regions)
+    listed = "\n".join(f"{n} {box_text(frame, boxes[n])}" for n in names)
+    return Lesson("pointing", f"Where are {asked}{', '.join(names)}?", listed)
 
 
 def _caption(
@@ -121,7 +132,7 @@ def _reading(item: ChartItem, name: str, rng: np.random.Generator) -> Lesson:
     view = image.crop(
         (int(inside.x0), int(inside.y0), -int(-inside.x1 // 1), -int(-inside.y1 // 1))
     )
-    if rng.random() < 0.85:
+    if rng.random() < 0.15:
         size = (view.width * VIEW_FACTOR, view.height * VIEW_FACTOR)
         view = view.resize(size, Image.Resampling.LANCZOS)
     return Lesson("reading", f"Read {name}.", str(item.spec.value(name)), view)
