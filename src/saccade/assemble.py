@@ -1,7 +1,7 @@
 """From a recipe to the parts of a run: model, renderer, engine, tools, task.
 
-Invariant: everything that a command builds, it builds here, so that SFT, RL, evaluation and `ask` mean the same by
-the same recipe.
+Invariant: everything that a command builds, it builds here, so that SFT, RL, evaluation and `ask`
+mean the same by the same recipe.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The command line: each command parses, calls one function and prints one table.
 
-Invariant: what is the user's to mend is one sentence on the error stream and exit code 1; a traceback is a bug.
-Everything heavy is imported inside the command that needs it.
+Invariant: what is the user's to mend is one sentence on the error stream and exit code 1; a
+traceback is a bug. Everything heavy is imported inside the command that needs it.
 """
 
 from __future__ import annotations
@@ -332,7 +332,9 @@ def _print_episode(episode: Episode) -> None:
             typer.echo(f"[{number}] {turn.parsed.thought}")
         for result in turn.results:
             call = result.call
-            said = f"{call.name} {json.dumps(call.arguments)}" if hasattr(call, "name") else call.raw
+            said = (
+                f"{call.name} {json.dumps(call.arguments)}" if hasattr(call, "name") else call.raw
+            )
             typer.echo(f"[{number}] -> {said}{' (failed)' if result.failed else ''}")
     stop = episode.stop.value if episode.stop else "running"
     typer.echo(f"Answer: {episode.answer}" if episode.answer is not None else f"No answer: {stop}")

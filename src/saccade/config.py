@@ -241,7 +241,7 @@ class Recipe(_Section):
     """Bit-identical weights on the same machine, also after a resume; somewhat slower."""
     model: str = "saccade-tiny-base"
     """Folder of a model, or the name of a built-in one."""
-    dialect: Literal["hermes", "openthinkimg"] = "hermes"
+    dialect: Literal["hermes", "openthinkimg", "plain"] = "hermes"
     """Text form of tool calls."""
     tool_style: Literal["schema", "signature"] = "schema"
     """How the prompt describes tools: JSON schemas, or one short line for each."""

@@ -1,6 +1,8 @@
-"""The whole path on a laptop: base, cold start, V-ToolRL, each evaluated on the same items, and a report.
+"""The whole path on a laptop: base, cold start, V-ToolRL, each evaluated on the same items, and a
+report.
 
-Invariant: every stage is an ordinary run in a folder of its own under one run folder; what is done is not done again.
+Invariant: every stage is an ordinary run in a folder of its own under one run folder; what is done
+is not done again.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ PAIRS = (("sft", "base"), ("rl", "sft"))
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """Train and evaluate all arms of the recipe in its run folder; returns the content of `results.json`."""
+    """Train and evaluate all arms of the recipe in its run folder; returns the content of
+    `results.json`.
+    """
     top = recipe.run or Path("runs/demo")
     models = {"base": recipe.model}
     _evaluate(recipe, top, "base", recipe.model)

@@ -1,15 +1,15 @@
 """Boxes, points, masks, affine maps and the coordinate frames of model families.
 
-Invariant: inside saccade every coordinate is a float pixel of a named image, half-open, origin at the top left
-corner. A `Frame` is the only way in from, or out to, the numbers that a model writes; a frame is declared, never
-guessed from the magnitude of numbers.
+Invariant: inside saccade every coordinate is a float pixel of a named image, half-open, origin at
+the top left corner. A `Frame` is the only way in from, or out to, the numbers that a model writes;
+a frame is declared, never guessed from the magnitude of numbers.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An axis-parallel rectangle in pixels of one image: x0 <= x < x1, y0 <= y < y1, of positive area."""
+    """An axis-parallel rectangle in pixels of one image: x0 <= x < x1, y0 <= y < y1, of positive
+    area.
+    """
 
     x0: float
     y0: float
@@ -102,6 +104,25 @@ class Box:
         return (self.x0, self.y0, self.x1, self.y1)
 
 
+SLIVER = 1e-9
+"""Square pixels below which a clipped piece is rounding and not area."""
+
+
+def _half_plane(
+    points: list[tuple[float, float]], axis: int, limit: float, sign: int
+) -> list[tuple[float, float]]:
+    """The part of a polygon where sign * (coordinate - limit) is not negative."""
+    kept: list[tuple[float, float]] = []
+    for a, b in zip(points, points[1:] + points[:1], strict=True):
+        from_a, from_b = sign * (a[axis] - limit), sign * (b[axis] - limit)
+        if from_a >= 0:
+            kept.append(a)
+        if from_a * from_b < 0:
+            t = from_a / (from_a - from_b)
+            kept.append((a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1])))
+    return kept
+
+
 @dataclass(frozen=True, slots=True)
 class Polygon:
     """A simple polygon in pixels of one image: what a box becomes under a rotation."""
@@ -127,6 +148,27 @@ class Polygon:
         """The smallest box around it."""
         xs, ys = [p.x for p in self.points], [p.y for p in self.points]
         return Box(min(xs), min(ys), max(xs), max(ys))
+
+    def clip(self, window: Box) -> Polygon | None:
+        """The part inside a box (Sutherland and Hodgman, 1974), or None where no area is left."""
+        if self.is_box:
+            inside = self.bounds.intersection(window)
+            return inside.polygon() if inside else None
+        points = [(p.x, p.y) for p in self.points]
+        for axis, limit, sign in (
+            (0, window.x0, 1),
+            (0, window.x1, -1),
+            (1, window.y0, 1),
+            (1, window.y1, -1),
+        ):
+            points = _half_plane(points, axis, limit, sign)
+        area = abs(
+            sum(
+                a[0] * b[1] - b[0] * a[1]
+                for a, b in zip(points, points[1:] + points[:1], strict=True)
+            )
+        )
+        return Polygon(tuple(Point(x, y) for x, y in points)) if area > SLIVER else None
 
     @property
     def is_box(self) -> bool:
@@ -233,8 +275,9 @@ class Affine:
 class Frame:
     """The coordinate frame in which a model writes about an image of `width` x `height` pixels.
 
-    `extent` is the number that stands for the full width and height; `limit` the largest number that may be
-    written. Formulas: coordinates reference, "Conversions": clamp(round(x * extent / width), 0, limit).
+    `extent` is the number that stands for the full width and height; `limit` the largest number
+    that may be written. Formulas: coordinates reference, "Conversions": clamp(round(x * extent /
+    width), 0, limit).
     """
 
     kind: FrameKind
@@ -281,7 +324,9 @@ class Frame:
         return self.kind in ("pixels", "thousand", "resized")
 
     def encode(self, values: Sequence[float]) -> tuple[float, ...]:
-        """Pixels (x, y, x, y, ...) to the frame's numbers, rounded half to even where it is integral."""
+        """Pixels (x, y, x, y, ...) to the frame's numbers, rounded half to even where it is
+        integral.
+        """
         sides = (self.width, self.height)
         out = []
         for i, v in enumerate(values):
@@ -293,7 +338,9 @@ class Frame:
         return tuple(out)
 
     def decode(self, values: Sequence[float]) -> tuple[float, ...]:
-        """The frame's numbers (x, y, x, y, ...) to pixels; values beyond the frame are not clamped."""
+        """The frame's numbers (x, y, x, y, ...) to pixels; values beyond the frame are not
+        clamped.
+        """
         sides = (self.width, self.height)
         return tuple(v * sides[i % 2] / self.extent[i % 2] for i, v in enumerate(values))
 
@@ -316,12 +363,14 @@ def iou(a: Box, b: Box) -> float:
 
 
 def union_area(boxes: Sequence[Box]) -> float:
-    """Exact area covered by at least one box, by coordinate compression: O(n^3), meant for tens of boxes."""
+    """Exact area covered by at least one box, by coordinate compression: O(n^3), meant for tens of
+    boxes.
+    """
     xs = sorted({x for b in boxes for x in (b.x0, b.x1)})
     ys = sorted({y for b in boxes for y in (b.y0, b.y1)})
     total = 0.0
-    for x0, x1 in zip(xs, xs[1:], strict=False):
-        for y0, y1 in zip(ys, ys[1:], strict=False):
+    for x0, x1 in pairwise(xs):
+        for y0, y1 in pairwise(ys):
             if any(b.x0 <= x0 and b.x1 >= x1 and b.y0 <= y0 and b.y1 >= y1 for b in boxes):
                 total += (x1 - x0) * (y1 - y0)
     return total

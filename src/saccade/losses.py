@@ -1,7 +1,7 @@
 """The objectives of reinforcement learning as pure functions of tensors: no model, no files.
 
-Axes: N trained tokens of a batch, E episodes, G rollouts of a group. `episode` (N,) says which episode a token
-belongs to. Sources are given with each function.
+Axes: N trained tokens of a batch, E episodes, G rollouts of a group. `episode` (N,) says which
+episode a token belongs to. Sources are given with each function.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ def policy_loss(
     """The clipped objective over the trained tokens of `episodes` episodes.
 
     grpo: mean over tokens in an episode, then over episodes (Shao et al. 2024, eq. 3).
-    dr_grpo: sum over tokens over `episodes * max_tokens`, a constant, so that length carries no weight
+    dr_grpo: sum over tokens over `episodes * max_tokens`, a constant, so that length carries no
+    weight
         (Liu et al. 2025).
     dapo: mean over all tokens of the batch, the upper clip range its own (Yu et al. 2025, eq. 8).
-    gspo: one ratio for an episode, the geometric mean of its tokens' (Zheng et al. 2025, eq. 5 and 7).
-    cispo: the clipped ratio is a constant weight on the log-likelihood, so that no token loses its gradient
+    gspo: one ratio for an episode, the geometric mean of its tokens' (Zheng et al. 2025, eq. 5 and
+    7). cispo: the clipped ratio is a constant weight on the log-likelihood, so that no token loses
+    its gradient
         (MiniMax-M1 2025, eq. 4); weighted by token as dapo.
     """
     if len(logprobs_N) == 0:

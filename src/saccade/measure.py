@@ -1,7 +1,8 @@
 """Evaluation runs: a model, a split, a row for each sample, a summary.
 
-Invariant: each sample is asked once; a killed evaluation goes on with the samples that have no row. The rows hold
-what every figure is made of, so that they can be scored again without asking again.
+Invariant: each sample is asked once; a killed evaluation goes on with the samples that have no
+row. The rows hold what every figure is made of, so that they can be scored again without asking
+again.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ KEPT_EPISODES = 24
 
 
 def run(recipe: Recipe, *, arm: str) -> Summary:
-    """Ask the recipe's model the items of its split, or those still missing, and sum up all of them."""
+    """Ask the recipe's model the items of its split, or those still missing, and sum up all of
+    them.
+    """
     return asyncio.run(_run(recipe, arm=arm))
 
 

@@ -1,21 +1,24 @@
 """Pretraining of the tiny base model: it learns to see, to point and to read, and nothing of tools.
 
-Invariant: step k sees the same lessons whatever came before (a killed run goes on with the same data), all drawn
-from charts of the `pretrain` split and each seen once. The loss is that of SFT on the same token road.
+Invariant: step k sees the same lessons whatever came before (a killed run goes on with the same
+data), all drawn from charts of the `pretrain` split and each seen once. The loss is that of SFT on
+the same token road.
 
-Left out on purpose: several processes that learn. One process draws, one learns; the model is small.
+Left out on purpose: several processes that learn. One process draws, one learns; the model is
+small.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -26,12 +29,15 @@ from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_i
 from saccade.progress import progress
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.store import RunFolder
-from saccade.tokens import Batch, Flat, Tree, batch, flatten
+from saccade.tokens import Flat, Tree, batch, flatten
 from saccade.types import ImageRef, Segment
 from saccade.worlds.charts import item
-from saccade.worlds.lessons import TOPICS, lessons
+from saccade.worlds.lessons import TOPICS, Lesson, lessons
 
-__all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_tree", "optimizers", "run"]
+__all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_trees", "optimizers", "run"]
+
+PATCH_RATE = 0.03
+"""Learning rate of the patch embedding over that of the other parameters under AdamW."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,30 +51,57 @@ class Packed:
     grids: list[tuple[int, int, int]]
 
 
-def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
-    """Lessons on chart `index`: the picture as the trunk, each lesson as a branch."""
+def lesson_trees(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> list[Packed]:
+    """Lessons on chart `index`: first those about the picture, as branches of one tree, then each
+    reading of an enlarged view as a tree of its own. One view is also read beside the chart.
+    """
     chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
     rng = np.random.default_rng([seed, index, 7])
-    ref = ImageRef(f"chart-{index}", *chart.drawing.image.size)
-    patches = [renderer.patches(ref, chart.drawing.image)]
-    grids = [renderer.grid(ref)]
-    whole = renderer.encode_user_image(ref)
+    picture = ImageRef(f"chart-{index}", *chart.drawing.image.size)
+    taught = lessons(chart, rng, frame=renderer.frame(picture))
+    beside = next(k for k, lesson in enumerate(taught) if lesson.view is not None)
+    shown = [(picture, chart.drawing.image)]
+    whole = renderer.encode_user_image(picture)
     branches: list[tuple[Segment, ...]] = []
     topics: list[int] = []
-    for number, lesson in enumerate(lessons(chart, rng, frame=renderer.frame(ref))):
+    readings: list[Packed] = []
+    for number, lesson in enumerate(taught):
         view = None
         if lesson.view is not None:
             view = ImageRef(f"chart-{index}-view-{number}", *lesson.view.size)
-            patches.append(renderer.patches(view, lesson.view))
-            grids.append(renderer.grid(view))
+            if number != beside:
+                readings.append(_reading_tree(view, lesson, renderer))
+                continue
+            shown.append((view, lesson.view))
         asked = renderer.encode_user_rest(lesson.question, view)
         branches.append((asked, renderer.demonstrated(lesson.answer)))
         topics.append(TOPICS.index(lesson.topic))
-    tree = Tree((whole,), tuple(branches))
-    return Packed(flatten(tree, renderer), tuple(topics), patches, grids)
+    return [_pack(Tree((whole,), tuple(branches)), topics, shown, renderer), *readings]
 
 
-class LessonData(Dataset[Packed]):
+def _reading_tree(view: ImageRef, lesson: Lesson, renderer: Qwen2VLRenderer) -> Packed:
+    assert lesson.view is not None
+    asked = renderer.encode_user_rest(lesson.question)
+    branch = (asked, renderer.demonstrated(lesson.answer))
+    tree = Tree((renderer.encode_user_image(view),), (branch,))
+    return _pack(tree, [TOPICS.index(lesson.topic)], [(view, lesson.view)], renderer)
+
+
+def _pack(
+    tree: Tree,
+    topics: Sequence[int],
+    shown: Sequence[tuple[ImageRef, Image.Image]],
+    renderer: Qwen2VLRenderer,
+) -> Packed:
+    return Packed(
+        flatten(tree, renderer),
+        tuple(topics),
+        [renderer.patches(ref, image) for ref, image in shown],
+        [renderer.grid(ref) for ref, _ in shown],
+    )
+
+
+class LessonData(Dataset[list[Packed]]):
     """Charts `first` to `last` of the pretraining stream."""
 
     def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int) -> None:
@@ -77,19 +110,30 @@ class LessonData(Dataset[Packed]):
     def __len__(self) -> int:
         return self.last - self.first
 
-    def __getitem__(self, k: int) -> Packed:
-        return lesson_tree(self.first + k, self.renderer, seed=self.seed)
+    def __getitem__(self, k: int) -> list[Packed]:
+        return lesson_trees(self.first + k, self.renderer, seed=self.seed)
 
 
 def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases."""
-    matrices, rest = [], []
+    """Muon for the matrices inside the layers, AdamW for embeddings, norms and biases.
+
+    The patch embedding learns slowly: its 1,176 inputs are nearly equal in a white patch, so that
+    one step of Adam at the common rate would turn its output over.
+    """
+    matrices, patches, rest = [], [], []
     for name, p in model.named_parameters():
-        inner = p.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name
-        (matrices if inner else rest).append(p)
+        if "patch_embed" in name:
+            patches.append(p)
+        elif p.ndim == 2 and "embed_tokens" not in name and "lm_head" not in name:
+            matrices.append(p)
+        else:
+            rest.append(p)
+    groups = [{"params": rest, "scale": 1.0}, {"params": patches, "scale": PATCH_RATE}]
     return [
-        torch.optim.Muon(matrices, lr=config.muon_learning_rate, momentum=0.95, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(
+            matrices, lr=config.muon_learning_rate, momentum=0.95, weight_decay=0.0, ns_steps=4
+        ),
+        torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -119,7 +163,8 @@ def run(recipe: Recipe) -> Path:
                 packs = next(steps)
                 for optimizer, rate in zip(trained, _rates(config), strict=True):
                     for group in optimizer.param_groups:
-                        group["lr"] = rate * learning_rate_factor(step, config)
+                        scale = group.get("scale", 1.0)
+                        group["lr"] = rate * scale * learning_rate_factor(step, config)
                 row = _step(model, trained, packs, numbers)
                 step += 1
                 folder.append("metrics", {"stage": "pretrain", "step": step, **row})
@@ -141,36 +186,45 @@ def _step(
     packs: list[Packed],
     numbers: torch.Tensor,
 ) -> dict[str, float]:
-    packed = batch([p.flat for p in packs])
-    features = encode_images(
-        model, [x for p in packs for x in p.patches], [g for p in packs for g in p.grids]
-    )
-    logits = token_logits(model, packed, hidden_states(model, packed, features))  # (N, V)
-    loss = F.cross_entropy(logits, packed.target)
-    loss.backward()
+    """One optimiser step on the mean loss over all taught tokens, long and short trees apart."""
+    tokens = sum(int(p.flat.trained.sum()) for p in packs)
+    total = 0.0
+    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    for part in ([p for p in packs if len(p.topics) > 1], [p for p in packs if len(p.topics) == 1]):
+        packed = batch([p.flat for p in part])
+        features = encode_images(
+            model, [x for p in part for x in p.patches], [g for p in part for g in p.grids]
+        )
+        logits = token_logits(model, packed, hidden_states(model, packed, features))  # (N, V)
+        loss = F.cross_entropy(logits, packed.target, reduction="sum") / tokens
+        loss.backward()
+        total += loss.item()
+        by_tree = pad_sequence([torch.tensor(p.topics) for p in part], batch_first=True)
+        topics = by_tree[packed.row, packed.branch]  # (N,)
+        seen.append((topics, logits.detach().argmax(-1), packed.target))
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in trained:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss.item(), "grad_norm": norm.item(), **_seen(packs, packed, logits, numbers)}
+    topics, guess, target = (torch.cat(t) for t in zip(*seen, strict=True))
+    row = {"loss": total, "grad_norm": norm.item()}
+    return row | _right(topics, guess, target, numbers)
 
 
-@torch.no_grad()
-def _seen(
-    packs: list[Packed], packed: Batch, logits: torch.Tensor, numbers: torch.Tensor
+def _right(
+    topics: torch.Tensor, guess: torch.Tensor, target: torch.Tensor, numbers: torch.Tensor
 ) -> dict[str, float]:
-    """How well the model did on lessons that it never saw: share of right tokens, and the error of coordinates."""
-    by_tree = [torch.tensor(p.topics) for p in packs]
-    topics = pad_sequence(by_tree, batch_first=True)[packed.row, packed.branch]  # (N,)
-    guess = logits.argmax(-1)
-    right = guess == packed.target
+    """How well the model did on lessons that it never saw: share of right tokens by topic, the mean
+    error of coordinates in units of the frame, the share of numbers read right.
+    """
+    right = guess == target
     row = {f"right_{t}": right[topics == k].float().mean().item() for k, t in enumerate(TOPICS)}
-    value_of = torch.full((logits.shape[-1],), -1, dtype=torch.long)
+    value_of = torch.full((int(max(guess.max(), target.max(), numbers.max())) + 1,), -1)
     value_of[numbers] = torch.arange(len(numbers))
-    is_box = (topics == TOPICS.index("pointing")) & (value_of[packed.target] >= 0)
-    guessed, true = value_of[guess[is_box]], value_of[packed.target[is_box]]
-    row["pointing_error"] = (guessed - true).abs().float().mean().item()
-    is_read = (topics == TOPICS.index("reading")) & (value_of[packed.target] >= 0)
+    is_box = (topics == TOPICS.index("pointing")) & (value_of[target] >= 0)
+    error = (value_of[guess[is_box]] - value_of[target[is_box]]).abs().float()
+    row["pointing_error"] = error.mean().item()
+    is_read = (topics == TOPICS.index("reading")) & (value_of[target] >= 0)
     row["right_number"] = right[is_read].float().mean().item()
     return row
 
@@ -187,10 +241,14 @@ def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterato
     """Batches from step `first` on, drawn by a process beside this one."""
     size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
     data = LessonData(renderer, seed=recipe.seed, first=first * size, last=steps * size)
-    loader: DataLoader[Packed] = DataLoader(
-        data, batch_size=size, num_workers=1, collate_fn=list, prefetch_factor=4
+    loader: DataLoader[list[Packed]] = DataLoader(
+        data, batch_size=size, num_workers=1, collate_fn=_joined, prefetch_factor=4
     )
     return iter(loader)
+
+
+def _joined(charts: list[list[Packed]]) -> list[Packed]:
+    return [pack for chart in charts for pack in chart]
 
 
 def _checkpoint(
@@ -211,7 +269,9 @@ def _checkpoint(
 def _resume(
     folder: RunFolder, model: nn.Module, trained: list[torch.optim.Optimizer]
 ) -> tuple[int, float]:
-    """Take up the last whole checkpoint, if there is one: its step and the minutes that went into it."""
+    """Take up the last whole checkpoint, if there is one: its step and the minutes that went into
+    it.
+    """
     latest = folder.latest_checkpoint()
     if latest is None:
         folder.truncate("metrics", key="step", after=0)

@@ -1,4 +1,5 @@
-"""A progress bar with rate and time left, on the error stream, for everything that takes over two seconds.
+"""A progress bar with rate and time left, on the error stream, for everything that takes over two
+seconds.
 
 Left out on purpose: nested bars. A long run shows one bar; its details are in `metrics.jsonl`.
 """
@@ -50,7 +51,9 @@ class Bar:
 
 @contextmanager
 def progress(name: str, *, total: int, done: int = 0) -> Iterator[Bar]:
-    """A bar for `total` units of which `done` were done before; plain lines where there is no terminal."""
+    """A bar for `total` units of which `done` were done before; plain lines where there is no
+    terminal.
+    """
     console = Console(stderr=True, soft_wrap=True)
     shown = Progress(
         TextColumn("{task.description}"),

@@ -1,8 +1,9 @@
 """V-ToolRL: group-relative policy optimisation on multi-turn image episodes.
 
-Invariant: the ids we train on are the ids that were sampled, in the same order, never re-tokenised; their old
-logprobs are those that the engine drew them with. Episodes that ended by our own failure are neither scored nor
-trained. A step is a function of the weights, the recipe and the step's number.
+Invariant: the ids we train on are the ids that were sampled, in the same order, never
+re-tokenised; their old logprobs are those that the engine drew them with. Episodes that ended by
+our own failure are neither scored nor trained. A step is a function of the weights, the recipe and
+the step's number.
 
 Left out on purpose: a value network, replay of old rollouts.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ from saccade.tasks import Task
 from saccade.tokens import Batch, batch, episode_tree, flatten
 from saccade.types import Episode, Group, Sample
 
-__all__ = ["Rollouts", "TrainedGroup", "advantages_by_turn", "run", "rubric_of"]
+__all__ = ["Rollouts", "TrainedGroup", "advantages_by_turn", "rubric_of", "run"]
 
+Features = Mapping[str, torch.Tensor]
+"""Features (tokens, D) of images by key."""
 BRANCHES_PER_TREE = 4
-"""Rollouts packed behind one copy of their prompt: attention grows with the square of a tree's length."""
+"""Rollouts packed behind one copy of their prompt: attention grows with the square of a tree's
+length.
+"""
 TREES_PER_PASS = 4
 """Trees in one forward and backward pass."""
 TURN_WEIGHT = 0.5
@@ -105,7 +110,13 @@ async def _run(recipe: Recipe) -> Path:
                 sampled = await _sample(task, setup, recipe, step=step)
                 rolled = time.monotonic()
                 rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-                row = _update(policy, reference, sampled, store, optimizer, recipe, rate=rate)
+                frozen = None
+                if config.freeze_vision:
+                    shown = [i for e in sampled.episodes for i in e.images.values()]
+                    frozen = setup.engine.features(shown)  # as the rollout encoded them
+                row = _update(
+                    policy, reference, sampled, store, optimizer, recipe, rate=rate, frozen=frozen
+                )
                 step += 1
                 row |= {
                     **_watched(sampled),
@@ -201,14 +212,17 @@ def _advantages(group: Group, config: RlConfig) -> TrainedGroup | None:
 def advantages_by_turn(
     episodes: Sequence[Episode], *, scale: bool
 ) -> tuple[tuple[float, ...], ...]:
-    """Advantages of single turns: what is still to be earned from a turn on, against the group at that turn.
+    """Advantages of single turns: what is still to be earned from a turn on, against the group at
+    that turn.
 
-    A turn's own reward is `Score.turns`; the rest of the value is earned at the end. Each turn index is centred over
-    the members that reached it, and all are divided by the standard deviation of the group's values if `scale`.
+    A turn's own reward is `Score.turns`; the rest of the value is earned at the end. Each turn
+    index is centred over the members that reached it, and all are divided by the standard
+    deviation of the group's values if `scale`.
     """
     to_go: list[list[float]] = []
     for episode in episodes:
-        assert episode.score is not None and episode.score.value is not None
+        assert episode.score is not None
+        assert episode.score.value is not None
         own = [v or 0.0 for v in episode.score.turns or (None,) * len(episode.turns)]
         end = episode.score.value - sum(own)
         to_go.append([end + sum(own[k:]) for k in range(len(own))])
@@ -233,8 +247,11 @@ def _update(
     recipe: Recipe,
     *,
     rate: float,
+    frozen: Features | None,
 ) -> dict[str, float]:
-    """The optimiser steps of one batch of rollouts: `updates_per_batch` passes over all of its groups."""
+    """The optimiser steps of one batch of rollouts: `updates_per_batch` passes over all of its
+    groups.
+    """
     config = recipe.rl
     groups = [g for g in sampled.groups if g.is_informative or reference is not None]
     if not groups:
@@ -247,7 +264,9 @@ def _update(
             "ratio": 1.0,
         }
     packs = _packed(groups, policy)
-    references = [_reference_logprobs(reference, p, store, recipe) for p, _ in packs]
+    # a reference that is the start of this run has the same frozen vision tower
+    shared = frozen if config.reference is None else None
+    references = [_reference_logprobs(reference, p, store, recipe, shared) for p, _ in packs]
     for parameters in optimizer.param_groups:
         parameters["lr"] = rate
     total: dict[str, float] = {}
@@ -256,7 +275,15 @@ def _update(
         tokens = sum(len(p.target) for p, _ in packs)
         for (packed, trees), expected in zip(packs, references, strict=True):
             result, entropy, share = _pass(
-                policy, packed, trees, expected, store, recipe, groups=groups, tokens=tokens
+                policy,
+                packed,
+                trees,
+                expected,
+                store,
+                recipe,
+                groups=groups,
+                tokens=tokens,
+                frozen=frozen,
             )
             (result.loss * share).backward()
             weight = len(packed.target) / tokens
@@ -304,9 +331,11 @@ def _packed(
     return packs
 
 
-def _logprobs(policy: Policy, packed: Batch, store: ImageStore, recipe: Recipe) -> torch.Tensor:
+def _logprobs(
+    policy: Policy, packed: Batch, store: ImageStore, recipe: Recipe, frozen: Features | None
+) -> torch.Tensor:
     """Log-distribution (N, V) that each trained token was drawn from."""
-    features = image_features(policy, packed.images, store=store)
+    features = frozen or image_features(policy, packed.images, store=store)
     logits = token_logits(policy.model, packed, hidden_states(policy.model, packed, features))
     unused = range(policy.renderer.vocabulary, logits.shape[-1])
     suppressed = torch.tensor([*policy.renderer.suppressed_ids, *unused], device=logits.device)
@@ -315,11 +344,15 @@ def _logprobs(policy: Policy, packed: Batch, store: ImageStore, recipe: Recipe) 
 
 @torch.no_grad()
 def _reference_logprobs(
-    reference: Policy | None, packed: Batch, store: ImageStore, recipe: Recipe
+    reference: Policy | None,
+    packed: Batch,
+    store: ImageStore,
+    recipe: Recipe,
+    frozen: Features | None,
 ) -> torch.Tensor | None:
     if reference is None:
         return None
-    table = _logprobs(reference, packed, store, recipe)
+    table = _logprobs(reference, packed, store, recipe, frozen)
     return table.gather(-1, packed.target[:, None])[:, 0]
 
 
@@ -333,10 +366,11 @@ def _pass(
     *,
     groups: Sequence[TrainedGroup],
     tokens: int,
+    frozen: Features | None,
 ) -> tuple[PolicyLoss, torch.Tensor, float]:
     """The loss of one pass, its entropy, and the weight of the pass in the batch's loss."""
     config = recipe.rl
-    table = _logprobs(policy, packed, store, recipe)  # (N, V)
+    table = _logprobs(policy, packed, store, recipe, frozen)  # (N, V)
     logprobs = table.gather(-1, packed.target[:, None])[:, 0]
     first = torch.tensor([0, *[len(t) for t in trees]]).cumsum(0)  # branches before each tree
     episode = first[packed.row] + packed.branch

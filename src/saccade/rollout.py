@@ -1,10 +1,11 @@
 """One coroutine for an episode and one loop over many: synthesis, RL and evaluation all pass here.
 
-Invariant: an episode only grows; what it shows the model next extends what it showed before. The model's mistakes
-become observations; what is our doing ends the episode unscored and keeps its traceback; anything else is a bug and
-crashes.
+Invariant: an episode only grows; what it shows the model next extends what it showed before. The
+model's mistakes become observations; what is our doing ends the episode unscored and keeps its
+traceback; anything else is a bug and crashes.
 
-Left out on purpose: stepping and batching, which are the engine's, and retries, which are those of tools and engines.
+Left out on purpose: stepping and batching, which are the engine's, and retries, which are those of
+tools and engines.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from saccade.dialects import Dialect
-from saccade.engines import Engine, Sampling, TurnRequest
+from saccade.engines import Engine, PolicyEngine, Sampling, TurnRequest
 from saccade.errors import EngineError, SaccadeError, ToolCrashed, ToolUnavailable
 from saccade.geometry import Frame
 from saccade.images import ImageStore
@@ -40,7 +41,15 @@ from saccade.types import (
     TurnRecord,
 )
 
-__all__ = ["Limits", "SegmentRenderer", "Setup", "opening", "rollout", "run_episode"]
+__all__ = [
+    "Limits",
+    "SegmentRenderer",
+    "Setup",
+    "episode_key",
+    "opening",
+    "rollout",
+    "run_episode",
+]
 
 NO_ACTION = "No tool call and no answer was found. Call a tool or give the final answer."
 IGNORED_ANSWER = "The answer was ignored: it stood beside tool calls. Give it alone."
@@ -104,7 +113,9 @@ class Setup:
 
 
 def opening(sample: Sample, setup: Setup) -> tuple[Message, ...]:
-    """What the model is told at the start: the tools, the pictures with their names, the question."""
+    """What the model is told at the start: the tools, the pictures with their names, the
+    question.
+    """
     messages: list[Message] = []
     if setup.toolbox is not None:
         instructions = setup.dialect.instructions(setup.toolbox.specs)
@@ -127,9 +138,11 @@ async def run_episode(
     seed: int = 0,
     rollout_index: int = 0,
 ) -> Episode:
-    """One attempt at one sample, scored where the setup has a rubric and the end was the model's doing."""
+    """One attempt at one sample, scored where the setup has a rubric and the end was the model's
+    doing.
+    """
     began = time.monotonic()
-    key = f"{seed}/{sample.id}/{rollout_index}"
+    key = episode_key(seed, sample, rollout_index)
     episode = Episode(sample=sample, rollout_index=rollout_index, messages=opening(sample, setup))
     if setup.engine.capabilities.ids:
         assert setup.renderer is not None
@@ -213,7 +226,9 @@ def _note(parsed: Parsed, setup: Setup) -> str:
 
 
 def _observe(episode: Episode, setup: Setup, *, note: str) -> Episode:
-    """Append what the last turn's calls returned, in a form that fits what is left of the context."""
+    """Append what the last turn's calls returned, in a form that fits what is left of the
+    context.
+    """
     results = episode.turns[-1].results
     if setup.observation == "text":
         results = tuple(replace(r, parts=tuple(_told(p) for p in r.parts)) for r in results)
@@ -295,10 +310,11 @@ async def rollout(
 ) -> list[Episode]:
     """`group_size` episodes for each sample, in the order of samples, then of rollouts.
 
-    With a `failure_limit`, raises SaccadeError once more than that share of episodes (and more than two) ended by
-    our doing; `on_done` sees each episode as it ends.
+    With a `failure_limit`, raises SaccadeError once more than that share of episodes (and more
+    than two) ended by our doing; `on_done` sees each episode as it ends.
     """
     slots = asyncio.Semaphore(concurrency)
+    jobs = [(sample, index) for sample in samples for index in range(group_size)]
     failed = 0
 
     async def one(sample: Sample, index: int) -> Episode:
@@ -310,21 +326,38 @@ async def rollout(
         assert episode.stop is not None
         if episode.stop.outcome is Outcome.OURS:
             failed += 1
-            total = len(samples) * group_size
-            if failure_limit is not None and failed > max(2.0, failure_limit * total):
+            if failure_limit is not None and failed > max(2.0, failure_limit * len(jobs)):
                 last = episode.error.strip().splitlines()[-1]
                 raise SaccadeError(
-                    f"{failed} of {total} episodes ended by our own failure "
+                    f"{failed} of {len(jobs)} episodes ended by our own failure "
                     f"(above {failure_limit:.0%}); mend it and resume. The last one: {last}"
                 )
         if on_done is not None:
             on_done(episode)
         return episode
 
-    async with asyncio.TaskGroup() as tasks:
-        running = [
-            tasks.create_task(one(sample, index))
-            for sample in samples
-            for index in range(group_size)
-        ]
-    return [task.result() for task in running]
+    episodes: list[Episode] = []
+    for wave in _waves(jobs, setup.engine, size=concurrency):
+        if isinstance(setup.engine, PolicyEngine):
+            setup.engine.expect(episode_key(seed, s, index) for s, index in wave)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(one(sample, index)) for sample, index in wave]
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        episodes += [task.result() for task in running]
+    return episodes
+
+
+def episode_key(seed: int, sample: Sample, rollout_index: int) -> str:
+    """The name under which an engine knows an episode."""
+    return f"{seed}/{sample.id}/{rollout_index}"
+
+
+def _waves(
+    jobs: Sequence[tuple[Sample, int]], engine: Engine, *, size: int
+) -> list[Sequence[tuple[Sample, int]]]:
+    """All at once; behind a barrier, as many as may run together, so that waiting ends."""
+    if not (isinstance(engine, PolicyEngine) and engine.barrier):
+        return [jobs]
+    return [jobs[i : i + size] for i in range(0, len(jobs), size)]

@@ -16,7 +16,9 @@ __all__ = ["sample_episodes"]
 
 
 def sample_episodes(recipe: Recipe, split: str, *, count: int) -> list[Episode]:
-    """Scored episodes of the first `count` samples of a split; kept in the recipe's run folder if it has one."""
+    """Scored episodes of the first `count` samples of a split; kept in the recipe's run folder if
+    it has one.
+    """
     store = ImageStore()
     task = task_of(recipe)
     samples = task.load(split, store=store, count=count)

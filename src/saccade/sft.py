@@ -1,7 +1,7 @@
 """Supervised fine-tuning on episodes: the cold start of a policy.
 
-Invariant: loss on every turn of the model and on nothing else, by the token road that RL uses. The order of batches
-is a function of seed and epoch, so that a killed run goes on where it stopped.
+Invariant: loss on every turn of the model and on nothing else, by the token road that RL uses. The
+order of batches is a function of seed and epoch, so that a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from saccade.models.tiny import save
 from saccade.progress import progress
 from saccade.store import RunFolder
 from saccade.synth import read_demonstrations, replay
-from saccade.tokens import Batch, Flat, Tree, batch, flatten, tokenize
+from saccade.tokens import Batch, Tree, batch, flatten, tokenize
 
 __all__ = ["run", "trainable"]
 
@@ -46,6 +46,10 @@ def run(recipe: Recipe) -> Path:
         betas=(0.9, 0.98),
         weight_decay=config.weight_decay,
     )
+    frozen = None
+    if config.freeze_vision:
+        with torch.no_grad():
+            frozen = image_features(policy, [i for f in flats for i in f.images], store=store)
     per_epoch = math.ceil(len(flats) / config.batch_size)
     steps = per_epoch * config.epochs
     with RunFolder(recipe.run or Path("runs/sft")) as folder:
@@ -57,9 +61,11 @@ def run(recipe: Recipe) -> Path:
                 began = time.monotonic()
                 chosen = _batch_of(step, len(flats), config.batch_size, seed=recipe.seed)
                 rate = config.learning_rate * _rate_factor(step, steps, config.warmup_steps)
-                row = _step(
-                    policy, [flats[i] for i in chosen], store, optimizer, rate, config.max_grad_norm
-                )
+                packed = batch([flats[i] for i in chosen])
+                features = frozen or image_features(policy, packed.images, store=store)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                row = _step(policy, packed, features, optimizer, config.max_grad_norm)
                 step += 1
                 row |= {"epoch": step / per_epoch, "seconds": time.monotonic() - began}
                 folder.append("metrics", {"stage": "sft", "step": step, **row})
@@ -81,20 +87,15 @@ def trainable(model: nn.Module, *, freeze_vision: bool) -> list[nn.Parameter]:
 
 def _step(
     policy: Policy,
-    flats: Sequence[Flat],
-    store: ImageStore,
+    packed: Batch,
+    features: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
-    rate: float,
     max_grad_norm: float,
 ) -> dict[str, float]:
-    packed: Batch = batch(flats)
-    features = image_features(policy, packed.images, store=store)
     logits = token_logits(policy.model, packed, hidden_states(policy.model, packed, features))
     loss = F.cross_entropy(logits.float(), packed.target)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(policy.model.parameters(), max_grad_norm)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     right = (logits.argmax(-1) == packed.target).float().mean()
@@ -126,7 +127,9 @@ def checkpoint(
 
 
 def resume(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Take up the last whole checkpoint, if any, and forget what was logged after it; the step to go on from."""
+    """Take up the last whole checkpoint, if any, and forget what was logged after it; the step to
+    go on from.
+    """
     latest = folder.latest_checkpoint()
     step = 0
     if latest is not None:

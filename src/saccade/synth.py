@@ -1,10 +1,11 @@
 """Demonstrations as text, replayed through the real tools.
 
-A demonstration names a sample of a task and holds the model's turns as it should have written them. Replaying runs
-the tools for real, so that what the demonstration shows is what the model will get.
+A demonstration names a sample of a task and holds the model's turns as it should have written
+them. Replaying runs the tools for real, so that what the demonstration shows is what the model
+will get.
 
-Invariant: a replayed episode passes through the same `rollout` as a sampled one. Left out on purpose: images in the
-file; samples are loaded from their task.
+Invariant: a replayed episode passes through the same `rollout` as a sampled one. Left out on
+purpose: images in the file; samples are loaded from their task.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ async def replay(
 ) -> list[Episode]:
     """The demonstrations as episodes, their tools run for real.
 
-    Raises DataError where one does not end as its last turn says: a demonstration that its own tools contradict.
+    Raises DataError where one does not end as its last turn says: a demonstration that its own
+    tools contradict.
     """
     samples = samples_by_id(task, [d.sample for d in demonstrations], setup)
     # an episode of its own for each, since two demonstrations may share a sample
@@ -102,8 +104,9 @@ async def replay(
     episodes = await rollout(samples, scripted, sampling=Sampling())
     for episode, demonstration in zip(episodes, demonstrations, strict=True):
         if len(episode.turns) != len(demonstration.turns):
+            ended = episode.stop.value if episode.stop else ""
             raise DataError(
-                f"The demonstration of {demonstration.sample!r} ended after {len(episode.turns)} of "
-                f"{len(demonstration.turns)} turns: {episode.stop.value if episode.stop else ''}."
+                f"The demonstration of {demonstration.sample!r} ended after {len(episode.turns)} "
+                f"of {len(demonstration.turns)} turns: {ended}."
             )
     return episodes

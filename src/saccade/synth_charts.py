@@ -1,7 +1,8 @@
 """An oracle that demonstrates how to answer chart questions, well in most cases and badly in some.
 
-Invariant: the answer of every demonstration is right, as the published filter demands; what may be wrong is where it
-looked. Real demonstrations are like that: the filter sees the answer and not the gaze.
+Invariant: the answer of every demonstration is right, as the published filter demands; what may be
+wrong is where it looked. Real demonstrations are like that: the filter sees the answer and not the
+gaze.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from saccade.worlds.lessons import GRAIN, label_region, rounded_box
 __all__ = ["QUALITIES", "demonstrate", "demonstrations"]
 
 QUALITIES = {"good": 0.55, "sloppy": 0.25, "no_look": 0.15, "needless": 0.05}
-"""Shares: looks where the evidence is; looks beside it; answers without looking; looks without need."""
+"""Shares: looks where the evidence is; looks beside it; answers without looking; looks without
+need.
+"""
 
 
 def demonstrations(
@@ -50,7 +53,7 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     calls = tuple(
         ToolCall(
             f"call_{number}",
-            "zoom",
+            "crop",
             {"image": "img_0", "box": _look(chart, name, quality, rng)},
         )
         for number, name in enumerate(chart.names)

@@ -1,10 +1,12 @@
 """Episodes as tokens: ids, positions, who sees whom, what is trained.
 
-Invariant: this is the only road from segments to tensors; SFT, RL and pretraining share it. A token is trained iff
-the origin of its segment says so; image pads equal image features; positions are the renderer's.
+Invariant: this is the only road from segments to tensors; SFT, RL and pretraining share it. A
+token is trained iff the origin of its segment says so; image pads equal image features; positions
+are the renderer's.
 
-Episodes of one prompt are packed as a `Tree`: the prompt once (the trunk), each continuation as a branch that sees
-the trunk and itself. A branch's positions start where the trunk's end, so it reads exactly as if it were alone.
+Episodes of one prompt are packed as a `Tree`: the prompt once (the trunk), each continuation as a
+branch that sees the trunk and itself. A branch's positions start where the trunk's end, so it
+reads exactly as if it were alone.
 """
 
 from __future__ import annotations
@@ -91,7 +93,8 @@ def episode_tree(episodes: Sequence[Episode]) -> Tree:
 def tokenize(episode: Episode, renderer: Qwen2VLRenderer) -> Episode:
     """The episode with segments made from its messages, the model's turns as demonstrations.
 
-    For episodes that no engine with ids made (an oracle, an API, a reviewer): trained by SFT, refused by RL.
+    For episodes that no engine with ids made (an oracle, an API, a reviewer): trained by SFT,
+    refused by RL.
     """
     messages = episode.messages
     first = next((i for i, m in enumerate(messages) if m.role == "assistant"), len(messages))
@@ -153,7 +156,9 @@ def flatten(tree: Tree, renderer: Qwen2VLRenderer) -> Flat:
 
 
 def batch(flats: Sequence[Flat], *, length: int | None = None) -> Batch:
-    """Trees padded on the right to one length (the longest, or the given one). Padding sees itself alone."""
+    """Trees padded on the right to one length (the longest, or the given one). Padding sees itself
+    alone.
+    """
     longest = max(len(f.ids) for f in flats)
     length = longest if length is None else length
     if longest > length:

@@ -18,8 +18,8 @@ __all__ = ["call"]
 def call(name: str, arguments: str, *, image: Path | None, out: Path) -> list[str]:
     """What the tool returned, a line for each part; a picture is written to `out`.
 
-    `arguments` is JSON with coordinates in pixels; the picture is called img_0. Raises ToolError for what the tool
-    refuses.
+    `arguments` is JSON with coordinates in pixels; the picture is called img_0. Raises ToolError
+    for what the tool refuses.
     """
     try:
         given = json.loads(arguments)

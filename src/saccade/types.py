@@ -1,7 +1,7 @@
 """What an episode is made of. Frozen, checked where they are built, free of torch.
 
-Invariant: whether a token is trained follows from the origin of its segment alone; gaze follows from the
-messages and the lineage of images alone. Neither is stored beside what it is derived from.
+Invariant: whether a token is trained follows from the origin of its segment alone; gaze follows
+from the messages and the lineage of images alone. Neither is stored beside what it is derived from.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 from saccade.geometry import Affine, Box, Mask, Point, Polygon
 
 __all__ = [
+    "TRAINED_ORIGINS",
     "Answer",
     "BadCall",
     "BoxFound",
@@ -37,7 +38,6 @@ __all__ = [
     "Score",
     "Segment",
     "StopReason",
-    "TRAINED_ORIGINS",
     "Text",
     "ToolCall",
     "ToolResult",
@@ -47,12 +47,14 @@ __all__ = [
 ]
 
 
-# --- images -----------------------------------------------------------------------------------------------
+# --- images ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Derivation:
-    """How a derived image is made again from its parents: an operation of `saccade.images` by name."""
+    """How a derived image is made again from its parents: an operation of `saccade.images` by
+    name.
+    """
 
     operation: str
     arguments: tuple[tuple[str, Any], ...] = ()
@@ -76,7 +78,9 @@ class ImageRef:
     """An image by content: a root (no parts) or derived from parents by invertible maps."""
 
     key: str
-    """sha256 of a root's pixels; of (parents, operation, arguments, version) for a derived image."""
+    """sha256 of a root's pixels; of (parents, operation, arguments, version) for a derived
+    image.
+    """
     width: int
     height: int
     parts: tuple[ImagePart, ...] = ()
@@ -108,34 +112,33 @@ class ImageRef:
         return tuple(found.values())
 
     def to_roots(self, shape: Box | Point | None = None) -> tuple[tuple[ImageRef, Polygon], ...]:
-        """Where a box (default: the whole image) lies on the originals: one polygon for each part it touches.
+        """Where a box (default: the whole image) lies on the originals: one polygon for each part
+        it touches.
 
-        Polygons are clipped to the part they came from, so a box over both halves of a comparison gives two.
+        Polygons are clipped to every part they pass through and to the originals, so a box over
+        both halves of a comparison gives two, and the white corners of a rotated view give nothing.
         """
         if isinstance(shape, Point):
             shape = Box(shape.x - 0.5, shape.y - 0.5, shape.x + 0.5, shape.y + 0.5)
         shape = self.box if shape is None else shape
+        return tuple(self._to_roots(shape.polygon()))
+
+    def _to_roots(self, polygon: Polygon) -> Iterator[tuple[ImageRef, Polygon]]:
+        inside = polygon.clip(self.box)
+        if inside is None:
+            return
         if self.is_root:
-            inside = shape.clip(self.width, self.height)
-            return ((self, inside.polygon()),) if inside else ()
-        found = []
+            yield self, inside
         for part in self.parts:
-            inside = shape.intersection(part.area)
-            if inside is None:
-                continue
-            for root, chain in part.parent._chains():
-                found.append((root, part.to_parent.then(chain).polygon(inside)))
-        return tuple(found)
+            piece = inside.clip(part.area)
+            if piece is not None:
+                yield from part.parent._to_roots(part.to_parent.polygon(piece))
 
-    def _chains(self) -> Iterator[tuple[ImageRef, Affine]]:
-        if self.is_root:
-            yield self, Affine()
-        for part in self.parts:
-            for root, chain in part.parent._chains():
-                yield root, part.to_parent.then(chain)
+    def __hash__(self) -> int:
+        return hash(self.key)  # the generated one would walk every ancestor, for each path to it
 
 
-# --- content of messages ----------------------------------------------------------------------------------
+# --- content of messages --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +156,9 @@ class ImageShown:
 
 @dataclass(frozen=True, slots=True)
 class BoxNamed:
-    """A box that the model wrote, in a thought or as an argument, on a named image of the episode."""
+    """A box that the model wrote, in a thought or as an argument, on a named image of the
+    episode.
+    """
 
     image: ImageRef
     box: Box
@@ -185,7 +190,9 @@ Part = Text | ImageShown | BoxFound | MaskFound
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A well-formed call, arguments as the model wrote them (in the model's frame, not yet validated)."""
+    """A well-formed call, arguments as the model wrote them (in the model's frame, not yet
+    validated).
+    """
 
     id: str
     name: str
@@ -261,7 +268,7 @@ class Message:
         return tuple(p for p in self.parts if isinstance(p, ImageShown))
 
 
-# --- tokens -----------------------------------------------------------------------------------------------
+# --- tokens ---------------------------------------------------------------------------------------
 
 Origin = Literal["prompt", "sampled", "demonstrated", "observation"]
 TRAINED_ORIGINS: frozenset[str] = frozenset({"sampled", "demonstrated"})
@@ -313,11 +320,12 @@ class Turn:
             raise ValueError("Turn needs ids and logprobs, or neither.")
         if self.ids is not None and len(self.ids) != len(self.logprobs or ()):
             raise ValueError(
-                f"Turn needs one logprob for each of {len(self.ids)} ids, got {len(self.logprobs or ())}."
+                f"Turn needs one logprob for each of {len(self.ids)} ids, "
+                f"got {len(self.logprobs or ())}."
             )
 
 
-# --- data -------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,7 +383,9 @@ class Region:
     image: ImageRef
     polygon: Polygon
     how: Literal["seen", "named", "found"]
-    """`seen`: its pixels came back; `named`: the model wrote its box; `found`: a tool reported it."""
+    """`seen`: its pixels came back; `named`: the model wrote its box; `found`: a tool reported
+    it.
+    """
     turn: int
     phrase: str = ""
 
@@ -396,7 +406,9 @@ class Score:
 
 
 class TurnRecord(NamedTuple):
-    """One turn of the model: its parsed text, what its calls returned, and boxes written into its thought."""
+    """One turn of the model: its parsed text, what its calls returned, and boxes written into its
+    thought.
+    """
 
     parsed: Parsed
     results: tuple[ToolResult, ...] = ()
@@ -447,7 +459,9 @@ class Episode:
 
     @property
     def gaze(self) -> tuple[Region, ...]:
-        """The ordered regions of original images that were looked at; views of a whole image are no gaze."""
+        """The ordered regions of original images that were looked at; views of a whole image are
+        no gaze.
+        """
         found: list[Region] = []
         for number, turn in enumerate(self.turns):
             for named in turn.named:

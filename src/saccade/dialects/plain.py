@@ -26,7 +26,9 @@ class Plain:
         return Parsed(answer=Answer(replace_surrogates(text).strip()))
 
     def render(self, parsed: Parsed) -> str:
-        """The answer. Raises ValueError for thoughts and calls, which this dialect has no words for."""
+        """The answer. Raises ValueError for thoughts and calls, which this dialect has no words
+        for.
+        """
         if parsed.thought or parsed.calls or parsed.answer is None:
             raise ValueError("The plain dialect can only write an answer: no thought, no calls.")
         if self.parse(parsed.answer.text) != parsed:

@@ -1,10 +1,12 @@
 """Who answers: the `Engine` seam and what is said across it.
 
-Left out on purpose: batching, caches and streaming are private to an engine. `api` and `scripted` import no torch.
+Left out on purpose: batching, caches and streaming are private to an engine. `api` and `scripted`
+import no torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -48,7 +50,9 @@ class TurnRequest:
     messages: tuple[Message, ...]
     """The whole conversation so far."""
     segments: tuple[Segment, ...]
-    """The same as tokens, for engines with ids; empty for others. Each request extends the last one."""
+    """The same as tokens, for engines with ids; empty for others. Each request extends the last
+    one.
+    """
     seed: tuple[int, str, int]
     """(run seed, sample id, rollout index): draws depend on it and on the position alone."""
     sampling: Sampling
@@ -74,6 +78,15 @@ class Engine(Protocol):
 class PolicyEngine(Engine, Protocol):
     """An engine whose weights a trainer replaces."""
 
-    def load(self, weights: object, version: int) -> None:
+    @property
+    def barrier(self) -> bool:
+        """Whether turns are admitted together, so that nothing depends on a clock."""
+        ...
+
+    def expect(self, episodes: Iterable[str]) -> None:
+        """Announce episodes that start together, so that a barrier waits for all of them."""
+        ...
+
+    def load(self, weights: object, version: int, *, same_vision: bool = False) -> None:
         """Take new weights and drop every cache that depends on the old ones."""
         ...

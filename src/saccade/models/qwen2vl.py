@@ -1,7 +1,8 @@
 """Forward passes of a Qwen2-VL over packed episodes, and loading from a folder.
 
-Invariant: modules and weights are those of transformers. The one substitution is exact: the patch embedding's
-Conv3d, whose kernel covers its whole input, is applied as the matrix product that it is.
+Invariant: modules and weights are those of transformers. The one substitution is exact: the patch
+embedding's Conv3d, whose kernel covers its whole input, is applied as the matrix product that it
+is.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ __all__ = [
 class LinearPatchEmbed(nn.Module):
     """transformers' `PatchEmbed` with the same weights, computed as one matrix product.
 
-    On a CPU the stock Conv3d is about ten times slower for the same numbers (within float32 rounding).
+    On a CPU the stock Conv3d is about ten times slower for the same numbers (within float32
+    rounding).
     """
 
     def __init__(self, stock: nn.Module) -> None:
@@ -47,7 +49,9 @@ class LinearPatchEmbed(nn.Module):
 
 
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A Qwen2-VL or Qwen2.5-VL from a local folder, in evaluation mode, with the exact patch embedding."""
+    """A Qwen2-VL or Qwen2.5-VL from a local folder, in evaluation mode, with the exact patch
+    embedding.
+    """
     if not (folder / "config.json").is_file():
         raise RecipeError(f"No model in folder {folder.name!r}: config.json is missing.")
     model = AutoModelForImageTextToText.from_pretrained(
@@ -84,7 +88,9 @@ def encode_images(
 def hidden_states(
     model: nn.Module, packed: Batch, features: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
 ) -> torch.Tensor:
-    """Last hidden states (B, T, D) of packed trees, each image's features put in the place of its pads."""
+    """Last hidden states (B, T, D) of packed trees, each image's features put in the place of its
+    pads.
+    """
     embedded = model.get_input_embeddings()(packed.ids)  # (B, T, D)
     if packed.images:
         ordered = (
@@ -119,7 +125,9 @@ def token_logprobs(
     temperature: float,
     suppressed: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Logprobs (N,) of the chosen ids under the distribution that is sampled: temperature, suppressed ids."""
+    """Logprobs (N,) of the chosen ids under the distribution that is sampled: temperature,
+    suppressed ids.
+    """
     return sampling_logprobs(logits, temperature=temperature, suppressed=suppressed).gather(
         -1, target[:, None]
     )[:, 0]
@@ -128,7 +136,9 @@ def token_logprobs(
 def sampling_logprobs(
     logits: torch.Tensor, *, temperature: float, suppressed: torch.Tensor | None
 ) -> torch.Tensor:
-    """Log-distribution (N, V) that ids are drawn from; temperature 0 is scored as 1. Engine and training share it."""
+    """Log-distribution (N, V) that ids are drawn from; temperature 0 is scored as 1. Engine and
+    training share it.
+    """
     scaled = logits.float() / (temperature if temperature > 0 else 1.0)
     if suppressed is not None and len(suppressed):
         scaled = scaled.index_fill(-1, suppressed, float("-inf"))

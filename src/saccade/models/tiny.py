@@ -1,10 +1,12 @@
-"""A Qwen2-VL of about two million parameters, from scratch: its tokenizer, configuration and initial weights.
+"""A Qwen2-VL of about two million parameters, from scratch: its tokenizer, configuration and
+initial weights.
 
-Invariant: nothing here is a new architecture. The classes are those of transformers and the folder that `save`
-writes loads by plain `from_pretrained`.
+Invariant: nothing here is a new architecture. The classes are those of transformers and the folder
+that `save` writes loads by plain `from_pretrained`.
 
-The tokenizer is byte-complete (every text passes through), holds the numbers 0 to 1000 as one token each and the
-fixed parts of a tool call as one token each, so that an episode of the tiny model is short.
+The tokenizer is byte-complete (every text passes through), holds the numbers 0 to 1000 as one
+token each and the fixed parts of a tool call as one token each, so that an episode of the tiny
+model is short.
 """
 
 from __future__ import annotations
@@ -59,7 +61,8 @@ SETTINGS = Qwen2VLSettings(min_pixels=12 * 28 * 28, max_pixels=48 * 28 * 28)
 
 
 def build_tokenizer(words: str | None = None) -> Tokenizer:
-    """A byte-level BPE whose merges come from `words` and whose numbers 0 to 1000 are single tokens.
+    """A byte-level BPE whose merges come from `words` and whose numbers 0 to 1000 are single
+    tokens.
 
     `words` defaults to the list that is shipped: what the chart world and the tools say.
     """
@@ -118,7 +121,9 @@ def build_model(
     vision: int = 96,
     vision_layers: int = 3,
 ) -> Qwen2VLForConditionalGeneration:
-    """Initial weights. Numbers start smooth: cosines of several periods, so that near ones are alike."""
+    """Initial weights. Numbers start smooth: cosines of several periods, so that near ones are
+    alike.
+    """
     size = tokenizer.get_vocab_size(with_added_tokens=True)
     special = {t: tokenizer.token_to_id(t) for t in SPECIAL}
     config = Qwen2VLConfig(
@@ -160,8 +165,21 @@ def build_model(
     )
     torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration._from_config(config, attn_implementation="sdpa")
+    _even_scales(model)
     _smooth_numbers(model, tokenizer)
     return model
+
+
+@torch.no_grad()
+def _even_scales(model: Qwen2VLForConditionalGeneration) -> None:
+    """Bring patches and image features to the size of what is added to them later.
+
+    At the common range a white patch starts some 60 times, and an image feature some 15 times, as
+    large as a token's embedding; what the layers add about place and content drowns in that.
+    """
+    visual = model.model.visual
+    visual.patch_embed.proj.weight.mul_(1 / 3)
+    visual.merger.mlp[2].weight.mul_(1 / 10)
 
 
 @torch.no_grad()
@@ -181,7 +199,8 @@ def save(
     *,
     made_by: Mapping[str, object],
 ) -> None:
-    """A folder that plain `from_pretrained` loads: weights in 16 bit, tokenizer and image settings beside them.
+    """A folder that plain `from_pretrained` loads: weights in 16 bit, tokenizer and image settings
+    beside them.
 
     `made_by` (recipe hash, seed) is stored as `saccade.json`.
     """

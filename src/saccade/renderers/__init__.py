@@ -1,1 +1,3 @@
-"""Renderers: one for each model family, the only place that knows templates, special tokens and frames."""
+"""Renderers: one for each model family, the only place that knows templates, special tokens and
+frames.
+"""

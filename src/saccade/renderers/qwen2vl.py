@@ -1,11 +1,11 @@
 """The renderer of the Qwen2-VL family: chat template, image tokens, positions and coordinate frame.
 
-Invariant: append-only. A conversation is a prompt segment, then turns of the model and observation segments in
-turn; rendering a later turn never changes an earlier token. The number of image pads in a segment equals the number
-of features that its images cost.
+Invariant: append-only. A conversation is a prompt segment, then turns of the model and observation
+segments in turn; rendering a later turn never changes an earlier token. The number of image pads in
+a segment equals the number of features that its images cost.
 
-Left out on purpose: videos. The shipped chat template is not used, since it drops tools and tool calls
-(coordinates reference, "Template traps"); ours writes the same tokens for plain conversations.
+Left out on purpose: videos. The shipped chat template is not used, since it drops tools and tool
+calls; ours writes the same tokens for plain conversations.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ class Qwen2VLRenderer:
     """Turns messages and pictures into what a Qwen2-VL model reads, and ids back into text."""
 
     deviations: tuple[str, ...] = (
-        "Tools are described in the system message by the dialect; the shipped template ignores them.",
-        "Tool results are user turns written by the dialect; the shipped template writes the role literally.",
+        "Tools are described in the system message by the dialect; the shipped template ignores "
+        "them.",
+        "Tool results are user turns written by the dialect; the shipped template writes the role "
+        "literally.",
     )
 
-    def __init__(self, tokenizer: Tokenizer, settings: Qwen2VLSettings = Qwen2VLSettings()) -> None:  # noqa: B008
+    def __init__(self, tokenizer: Tokenizer, settings: Qwen2VLSettings = Qwen2VLSettings()) -> None:
         self.tokenizer = tokenizer
         self.settings = settings
         self.end_id = self._special(IM_END)
@@ -116,7 +118,7 @@ class Qwen2VLRenderer:
         )
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
 
-    # --- text -------------------------------------------------------------------------------------------
+    # --- text -----------------------------------------------------------------------------------
 
     def prompt(self, messages: Sequence[Message]) -> Segment:
         """System and user messages, and the header of the model's first turn."""
@@ -140,12 +142,12 @@ class Qwen2VLRenderer:
         return Segment("demonstrated", (*self._encode_plain(text), self.end_id))
 
     def encode_user_image(self, image: ImageRef) -> Segment:
-        """The beginning of a user turn that shows an image: what several questions about it share."""
+        """The start of a user turn that shows an image: what several questions about it share."""
         body, shown = self._body(Message("user", (ImageShown(image, ""),)))
         return Segment("prompt", self._encode(f"{IM_START}user\n{body}"), images=tuple(shown))
 
     def encode_user_rest(self, text: str, view: ImageRef | None = None) -> Segment:
-        """The rest of such a turn, up to the header of the model's turn; `view` is shown before the text."""
+        """The rest of such a turn, up to the model's header; a view precedes the text."""
         shown = (ImageShown(view, ""),) if view else ()
         body, images = self._body(Message("user", (*shown, Text(text))))
         ids = self._encode(f"{body}{IM_END}\n{IM_START}assistant\n")
@@ -193,7 +195,7 @@ class Qwen2VLRenderer:
     def _encode_plain(self, text: str) -> tuple[int, ...]:
         return self._encode(_defused(text))
 
-    # --- pictures ---------------------------------------------------------------------------------------
+    # --- pictures -------------------------------------------------------------------------------
 
     def resized(self, image: ImageRef) -> tuple[int, int]:
         """(height, width) in pixels at which the model sees the image, under the budget."""
@@ -224,15 +226,17 @@ class Qwen2VLRenderer:
         return Frame.resized(image.width, image.height, resized_width=width, resized_height=height)
 
     def patches(self, image: ImageRef, pixels: Image.Image) -> np.ndarray:
-        """Pixels as the vision tower takes them: (rows * columns, 3 * time * patch * patch) float32.
+        """Pixels as the vision tower takes them: (patches, 3 * time * patch * patch) float32.
 
-        Equal to transformers' Pillow image processor for Qwen2-VL (bicubic, then patches in merge order).
+        Equal to transformers' Pillow image processor for Qwen2-VL (bicubic, then patches in the
+        order in which they are merged).
         """
         s = self.settings
         height, width = self.resized(image)
         if pixels.size != (image.width, image.height):
             raise ValueError(
-                f"Image {image.key[:8]} is {image.width} x {image.height}, its pixels are {pixels.size}."
+                f"Image {image.key[:8]} is {image.width} x {image.height}, "
+                f"its pixels are {pixels.size}."
             )
         if pixels.size != (width, height):
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
@@ -247,14 +251,14 @@ class Qwen2VLRenderer:
         frames = np.repeat(ordered[:, :, :, :, :, None], s.temporal_patch, axis=5)
         return np.ascontiguousarray(frames.reshape(rows * columns, -1), dtype=np.float32)
 
-    # --- positions --------------------------------------------------------------------------------------
+    # --- positions ------------------------------------------------------------------------------
 
     def positions(self, segment: Segment, start: int) -> Positions:
         """M-RoPE positions of a segment whose first token stands at `start`.
 
-        Incremental: positions of a whole episode are those of its segments, each started where the last one ended.
-        Text advances all three axes by one; an image holds one time step, counts rows and columns from its start,
-        and advances by the longer of them (Qwen2-VL, section 2.1).
+        Incremental: positions of a whole episode are those of its segments, each started where the
+        last one ended. Text advances all three axes by one; an image holds one time step, counts
+        rows and columns from its start, and advances by the longer of them (Qwen2-VL, section 2.1).
         """
         ids = np.asarray(segment.ids, dtype=np.int64)
         out = np.empty((3, len(ids)), dtype=np.int64)

@@ -1,4 +1,6 @@
-"""The task `charts`: questions about drawn charts, of which some can only be answered by looking again."""
+"""The task `charts`: questions about drawn charts, of which some can only be answered by looking
+again.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,16 @@ __all__ = ["Charts"]
 
 
 class Charts:
-    """Bar and line charts; items are `easy` or `look` by the size of their evidence in the thumbnail."""
+    """Bar and line charts; items are `easy` or `look` by the size of their evidence in the
+    thumbnail.
+    """
 
     name = "charts"
 
     def __init__(self, *, max_image_tokens: int = 48, factor: int = 28) -> None:
-        """The budget of the picture that the model sees, in tokens of `factor` x `factor` pixels."""
+        """The budget of the picture that the model sees, in tokens of `factor` x `factor`
+        pixels.
+        """
         self.rubric = Rubric(((answer, 1.0),))
         self.max_pixels = max_image_tokens * factor * factor
 

@@ -1,7 +1,9 @@
-"""What a base model is taught about charts: captions with boxes, referring boxes, reading enlarged views, plain
-questions and small arithmetic. Nothing of tools, and no conversation in which a picture comes back.
+"""What a base model is taught about charts: captions with boxes, referring boxes, reading enlarged
+views, plain questions and small arithmetic. Nothing of tools, and no conversation in which a
+picture comes back.
 
-Invariant: a lesson is text about one chart (and at most one enlarged view of it), true by the chart's geometry.
+Invariant: a lesson is text about one chart (and at most one enlarged view of it), true by the
+chart's geometry.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ Topic = Literal["caption", "pointing", "naming", "question", "reading", "arithme
 TOPICS: tuple[Topic, ...] = ("caption", "pointing", "naming", "question", "reading", "arithmetic")
 GRAIN = 10
 """Boxes of lessons are rounded outward to multiples of this many units of the frame."""
-READINGS = 5
+READINGS = 7
 """Labels read on one chart, at most."""
 VIEW_FACTOR = 4
 """An enlarged view is magnified this much before the budget for pictures applies."""
@@ -53,7 +55,9 @@ def box_text(frame: Frame, box: Box) -> str:
 
 
 def rounded_box(frame: Frame, box: Box) -> list[int]:
-    """The box in units of the frame, rounded outward to the grain: what a small eye can tell apart."""
+    """The box in units of the frame, rounded outward to the grain: what a small eye can tell
+    apart.
+    """
     x0, y0, x1, y1 = frame.encode_box(box)
     low = [math.floor(v / GRAIN) * GRAIN for v in (x0, y0)]
     high = [math.ceil(v / GRAIN) * GRAIN for v in (x1, y1)]
@@ -61,7 +65,9 @@ def rounded_box(frame: Frame, box: Box) -> list[int]:
 
 
 def label_region(label: Box, *, width: int, height: int) -> Box:
-    """The label with the margin that one would frame it with: three quarters of its height on each side."""
+    """The label with the margin that one would frame it with: three quarters of its height on each
+    side.
+    """
     region = label.expand(0.75 * label.height).clip(width, height)
     assert region is not None
     return region
