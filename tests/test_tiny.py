@@ -1,4 +1,4 @@
-"""The tiny model: a tokenizer that loses nothing, a stock architecture, a folder that all can load."""
+"""The tiny model: a tokenizer that loses nothing, a stock architecture, a plain folder."""
 
 import json
 from pathlib import Path

@@ -25,7 +25,7 @@ need.
 
 
 def demonstrations(
-    count: int, *, seed: int, dialect: Dialect, start: int = 1_000_000, max_pixels: int = 48 * 784
+    count: int, *, seed: int, dialect: Dialect, start: int = 1_000_000, max_pixels: int = 16 * 784
 ) -> list[Demonstration]:
     """`count` demonstrations on charts of the train split from `start` on."""
     found = []
@@ -53,7 +53,7 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     calls = tuple(
         ToolCall(
             f"call_{number}",
-            "crop",
+            "look",
             {"image": "img_0", "box": _look(chart, name, quality, rng)},
         )
         for number, name in enumerate(chart.names)

@@ -57,7 +57,7 @@ INTERLEAVED = (1, 2, 2, 1, 2, 2, 1, 2, 3)
 lowest ones alone: 8 columns would turn a query by 0.03 rad, too little for a model of this size to
 tell where a thing stands."""
 PERIODS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
-SETTINGS = Qwen2VLSettings(min_pixels=12 * 28 * 28, max_pixels=48 * 28 * 28)
+SETTINGS = Qwen2VLSettings(min_pixels=2 * 28 * 28, max_pixels=16 * 28 * 28)
 
 
 def build_tokenizer(words: str | None = None) -> Tokenizer:

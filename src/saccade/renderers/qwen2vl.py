@@ -30,6 +30,8 @@ __all__ = ["Positions", "Qwen2VLRenderer", "Qwen2VLSettings"]
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
 
 
@@ -50,8 +52,8 @@ class Qwen2VLSettings:
     temporal_patch: int = 2
     min_pixels: int = 4 * 28 * 28
     max_pixels: int = 16384 * 28 * 28
-    mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
     coordinates: Literal["thousand", "resized"] = "thousand"
     """Qwen2-VL writes 0..1000, Qwen2.5-VL pixels of the resized picture."""
 
@@ -112,8 +114,8 @@ class Qwen2VLRenderer:
             temporal_patch=int(stored.get("temporal_patch_size", 2)),
             min_pixels=min_image_tokens * square if min_image_tokens else int(least),
             max_pixels=max_image_tokens * square if max_image_tokens else int(most),
-            mean=tuple(stored.get("image_mean", Qwen2VLSettings.mean)),
-            std=tuple(stored.get("image_std", Qwen2VLSettings.std)),
+            mean=tuple(stored.get("image_mean", CLIP_MEAN)),
+            std=tuple(stored.get("image_std", CLIP_STD)),
             coordinates="thousand" if model_type == "qwen2_vl" else "resized",
         )
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), settings)

@@ -22,7 +22,7 @@ class Charts:
 
     name = "charts"
 
-    def __init__(self, *, max_image_tokens: int = 48, factor: int = 28) -> None:
+    def __init__(self, *, max_image_tokens: int = 16, factor: int = 28) -> None:
         """The budget of the picture that the model sees, in tokens of `factor` x `factor`
         pixels.
         """

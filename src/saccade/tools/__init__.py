@@ -8,6 +8,7 @@ from __future__ import annotations
 from saccade.tools.crop import crop
 from saccade.tools.draw_horizontal_line import draw_horizontal_line
 from saccade.tools.draw_vertical_line import draw_vertical_line
+from saccade.tools.look import look
 from saccade.tools.spec import Between, On, Parameter, Tool, XCoordinate, YCoordinate, tool
 from saccade.tools.terminate import terminate
 from saccade.tools.toolbox import ToolBox
@@ -25,6 +26,7 @@ __all__ = [
     "crop",
     "draw_horizontal_line",
     "draw_vertical_line",
+    "look",
     "terminate",
     "tool",
     "zoom",
@@ -33,5 +35,5 @@ __all__ = [
 
 def builtin_tools() -> dict[str, Tool]:
     """Every tool that comes with saccade, by name; the answer action comes last."""
-    tools = (crop, zoom, draw_horizontal_line, draw_vertical_line, terminate)
+    tools = (crop, zoom, look, draw_horizontal_line, draw_vertical_line, terminate)
     return {t.name: t for t in tools}

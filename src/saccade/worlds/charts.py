@@ -68,9 +68,11 @@ _FONT_FILES = (
     "DejaVuSansMono.ttf",
     "STIXGeneral.ttf",
 )
+SHADE = 48
+"""Levels that the background falls from side to side: a cue to place, as light gives in life."""
 READABLE_PX = 7.0
 """Digits of at least this height in the thumbnail count as readable there."""
-VISIBLE_GAP_PX = 4.0
+VISIBLE_GAP_PX = 3.0
 """Two heights that differ by at least this much in the thumbnail can be compared there."""
 
 
@@ -149,7 +151,7 @@ def _draw_entries(
     rng: np.random.Generator, kind: QuestionKind
 ) -> tuple[ChartSpec, tuple[str, ...]]:
     """Random data, and the names that the question of that kind is about."""
-    count = int(rng.integers(3, 8))
+    count = int(rng.integers(3, 6))
     names = [str(n) for n in rng.permutation(list(COLORS))[:count]]
     values = [int(v) for v in rng.integers(10, 100, size=count)]
     asked: tuple[str, ...] = ()
@@ -195,7 +197,7 @@ def spec_for(
             return spec, kind, asked, rng
 
 
-def item(split: str, index: int, *, max_pixels: int = 48 * 28 * 28) -> ChartItem:
+def item(split: str, index: int, *, max_pixels: int = 16 * 28 * 28) -> ChartItem:
     """Item `index` of a split: the same for the same arguments.
 
     `max_pixels` is the budget of the picture that the model will be shown; it decides `easy` or
@@ -246,10 +248,10 @@ def draw(spec: ChartSpec, rng: np.random.Generator, *, max_pixels: int) -> Chart
     width, height = _size(rng)
     scale = thumbnail_scale(width, height, max_pixels)
     count = len(spec.entries)
-    digit_px = rng.uniform(8.5, 12.0) if rng.random() < 0.35 else rng.uniform(3.2, 5.5)
+    digit_px = rng.uniform(7.5, 10.0) if rng.random() < 0.35 else rng.uniform(1.7, 2.6)
     font_file = str(rng.choice(_FONT_FILES))
     background = _BACKGROUNDS[int(rng.integers(len(_BACKGROUNDS)))]
-    image = Image.new("RGB", (width, height), background)
+    image = _shaded(background, width, height)
     pen = ImageDraw.Draw(image)
 
     left, right = width * rng.uniform(0.07, 0.13), width * rng.uniform(0.93, 0.98)
@@ -272,7 +274,7 @@ def draw(spec: ChartSpec, rng: np.random.Generator, *, max_pixels: int) -> Chart
     if spec.chart == "line":
         line_px = max(2, round(width * rng.uniform(0.003, 0.006)))
         pen.line(list(zip(centers, tops, strict=True)), fill=(90, 90, 100), width=line_px)
-    radius = max(5.0, width * rng.uniform(0.016, 0.026))
+    radius = max(5.0, width * rng.uniform(0.025, 0.04))
     half = slot * rng.uniform(0.28, 0.46)
     outlined = rng.random() < 0.3
     for (name, value), x, y in zip(spec.entries, centers, tops, strict=True):
@@ -291,10 +293,30 @@ def draw(spec: ChartSpec, rng: np.random.Generator, *, max_pixels: int) -> Chart
         at = (round(x - (x1 - x0) / 2 - x0), round(above - gap - y1))
         label = Box(at[0] + x0, at[1] + y0, at[0] + x1, at[1] + y1)
         if spec.chart == "line":
-            pen.rectangle(label.expand(1).as_tuple(), fill=background)
+            beside = label.expand(1)
+            pen.rectangle(beside.as_tuple(), fill=_shade(background, beside, width, height))
         pen.text(at, text, font=font, fill=ink)
         marks[name], labels[name], tips[name] = mark, label, y
     return ChartDrawing(image, marks, labels, tips, digit_height)
+
+
+def _shaded(background: tuple[int, int, int], width: int, height: int) -> Image.Image:
+    """A background lit from the top left: red falls to the right, green to the bottom."""
+    across = np.linspace(0, SHADE, width)[None, :]
+    down = np.linspace(0, SHADE, height)[:, None]
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = background[0] - across
+    pixels[..., 1] = background[1] - down
+    pixels[..., 2] = background[2]
+    return Image.fromarray(pixels)
+
+
+def _shade(
+    background: tuple[int, int, int], box: Box, width: int, height: int
+) -> tuple[int, int, int]:
+    """The colour of the shaded background in the middle of a box."""
+    x, y = box.center.x / width, box.center.y / height
+    return (round(background[0] - SHADE * x), round(background[1] - SHADE * y), background[2])
 
 
 def _size(rng: np.random.Generator) -> tuple[int, int]:

@@ -33,10 +33,8 @@ Topic = Literal["caption", "pointing", "naming", "question", "reading", "arithme
 TOPICS: tuple[Topic, ...] = ("caption", "pointing", "naming", "question", "reading", "arithmetic")
 GRAIN = 10
 """Boxes of lessons are rounded outward to multiples of this many units of the frame."""
-READINGS = 7
+READINGS = 5
 """Labels read on one chart, at most."""
-VIEW_FACTOR = 4
-"""An enlarged view is magnified this much before the budget for pictures applies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,22 +124,16 @@ def _other_question(item: ChartItem, rng: np.random.Generator) -> Lesson:
 
 
 def _reading(item: ChartItem, name: str, rng: np.random.Generator) -> Lesson:
-    """The number of one label from a view around it, framed tightly or loosely, never exactly."""
+    """The number of one label from a view of it: trimmed to the digits, or framed loosely."""
     label = item.drawing.labels[name]
     image = item.drawing.image
-    loose = rng.uniform(0.15, 1.0) if rng.random() < 0.6 else rng.uniform(0.5, 2.5)
-    pad = loose * label.height
-    left, up, right, down = rng.uniform(0.1, 1.6, size=4) * pad
+    pad = label.height * (0.05 if rng.random() < 0.6 else rng.uniform(0.1, 1.0))
+    left, up, right, down = rng.uniform(0.0, 1.2, size=4) * pad
     box = Box(label.x0 - left, label.y0 - up, label.x1 + right, label.y1 + down)
     inside = box.clip(*image.size)
     assert inside is not None
-    view = image.crop(
-        (int(inside.x0), int(inside.y0), -int(-inside.x1 // 1), -int(-inside.y1 // 1))
-    )
-    if rng.random() < 0.15:
-        size = (view.width * VIEW_FACTOR, view.height * VIEW_FACTOR)
-        view = view.resize(size, Image.Resampling.LANCZOS)
-    return Lesson("reading", f"Read {name}.", str(item.spec.value(name)), view)
+    corners = (int(inside.x0), int(inside.y0), -int(-inside.x1 // 1), -int(-inside.y1 // 1))
+    return Lesson("reading", f"Read {name}.", str(item.spec.value(name)), image.crop(corners))
 
 
 def _arithmetic(rng: np.random.Generator, names: list[str]) -> Lesson:
