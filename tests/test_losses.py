@@ -278,7 +278,6 @@ def test_no_trained_token_is_an_error(kind: LossKind) -> None:
         policy_loss(none, none, none, torch.zeros(0, dtype=torch.long), episodes=1, kind=kind)
 
 
-@pytest.mark.xfail(strict=True, reason="clipped is a share of tokens for gspo too: see the report")
 def test_gspo_reports_the_share_of_episodes_that_were_clipped() -> None:
     found = policy_loss(
         torch.tensor([1.0, 1.0, 1.0, 0.0]),

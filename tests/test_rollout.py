@@ -356,7 +356,6 @@ def test_long_text_is_cut_only_where_it_does_not_fit(world: World) -> None:
     assert "(cut: 200 more characters)" in short.messages[3].text
 
 
-@pytest.mark.xfail(strict=True, reason="a thin crop crashes the run: see the report")
 @pytest.mark.parametrize("box", [[0, 500, 1000, 503], [500, 0, 502, 1000]])
 def test_a_crop_too_thin_to_be_shown_is_the_mistake_of_the_model(
     world: World, box: list[int]
@@ -370,7 +369,6 @@ def test_a_crop_too_thin_to_be_shown_is_the_mistake_of_the_model(
     assert episode.results[0].failed
 
 
-@pytest.mark.xfail(strict=True, reason="halving a long strip crashes the run: see the report")
 def test_shrinking_a_long_strip_never_makes_it_too_thin(world: World) -> None:
     image = world.store.add(root_view(Image.new("RGB", (599, 3), "white")))
     sample = replace(world.sample(), images=(image,))
@@ -605,7 +603,6 @@ def test_in_text_mode_the_model_is_told_of_pictures_and_shown_none(world: World)
         assert len(episode.messages[1].images) == 1  # the question keeps its picture
 
 
-@pytest.mark.xfail(strict=True, reason="without ids the unseen picture stays: see the report")
 def test_in_text_mode_what_was_not_shown_is_no_gaze_with_and_without_ids(world: World) -> None:
     for ids in (True, False):
         episode = world.play(act("part"), say("42"), observation="text", ids=ids)

@@ -276,11 +276,10 @@ def test_a_token_sees_its_own_sequence_up_to_itself_and_nothing_else(
 def test_episodes_of_different_prompts_are_no_tree(world: World) -> None:
     with pytest.raises(ValueError, match="do not share their prompt"):
         episode_tree([world.episode(0, 0), world.episode(1, 0)])
-    with pytest.raises(ValueError, match="'sample-0' do not share"):
+    with pytest.raises(ValueError, match="'sample-0' has no tokens"):
         episode_tree([world.episode(0, 0), replace(world.episode(0, 1), segments=())])
 
 
-@pytest.mark.xfail(strict=True, reason="episode_tree compares ids, not images: see the report")
 def test_prompts_of_equal_ids_and_different_pictures_are_no_tree(world: World) -> None:
     episode = world.episode(0, 0)
     prompt = episode.segments[0]

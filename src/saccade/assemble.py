@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers.utils.logging import disable_progress_bar
 
 from saccade.config import Recipe
 from saccade.dialects import dialect
@@ -28,7 +29,15 @@ from saccade.tools import builtin_tools
 from saccade.tools.toolbox import ToolBox
 from saccade.types import ImageRef
 
-__all__ = ["Policy", "image_features", "load_policy", "model_folder", "setup_for", "task_of"]
+__all__ = [
+    "Policy",
+    "data_file",
+    "image_features",
+    "load_policy",
+    "model_folder",
+    "setup_for",
+    "task_of",
+]
 
 BUILT_IN = ("saccade-tiny", "saccade-tiny-base")
 
@@ -44,14 +53,19 @@ class Policy:
 def model_folder(name: str) -> Path:
     """The folder of a model: a path, or the name of one that comes with saccade."""
     if name in BUILT_IN:
-        with resources.as_file(resources.files("saccade.weights") / name) as folder:
-            return folder
+        return Path(str(resources.files("saccade.weights"))) / name
     folder = Path(name)
     if not folder.is_dir():
         raise RecipeError(
             f"No model {name!r}: there is no such folder, and built in are {', '.join(BUILT_IN)}."
         )
     return folder
+
+
+def data_file(path: Path) -> Path:
+    """A file by path, or one that comes with the recipes."""
+    shipped = Path(str(resources.files("saccade.recipes"))) / path
+    return shipped if not path.exists() and shipped.is_file() else path
 
 
 def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
@@ -61,6 +75,7 @@ def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
     renderer = Qwen2VLRenderer.from_pretrained(
         folder, min_image_tokens=recipe.min_image_tokens, max_image_tokens=recipe.max_image_tokens
     )
+    disable_progress_bar()  # ours are the only bars
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Policy(load_model(folder).to(device), renderer)
 

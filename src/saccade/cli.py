@@ -49,6 +49,8 @@ def main() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         app()
+    except BrokenPipeError:
+        raise SystemExit(0) from None
     except SaccadeError as error:
         typer.echo(f"saccade: {error}", err=True)
         raise SystemExit(1) from None
@@ -325,16 +327,20 @@ def _print_results(results: dict[str, Any]) -> None:
     Console().print(format_table(results))
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _print_episode(episode: Episode) -> None:
+    from saccade.types import BadCall
+
     typer.echo(f"Question: {episode.sample.question}")
     for number, turn in enumerate(episode.turns):
         if turn.parsed.thought:
             typer.echo(f"[{number}] {turn.parsed.thought}")
         for result in turn.results:
             call = result.call
-            said = (
-                f"{call.name} {json.dumps(call.arguments)}" if hasattr(call, "name") else call.raw
-            )
+            said = call.raw if isinstance(call, BadCall) else f"{call.name} {_json(call.arguments)}"
             typer.echo(f"[{number}] -> {said}{' (failed)' if result.failed else ''}")
     stop = episode.stop.value if episode.stop else "running"
     typer.echo(f"Answer: {episode.answer}" if episode.answer is not None else f"No answer: {stop}")

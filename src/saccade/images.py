@@ -45,6 +45,8 @@ __all__ = [
     "root_view",
 ]
 
+MAX_ASPECT = 200
+"""Longer side over shorter side of a derived image: what model families can be shown."""
 MAX_OUTPUT_PIXELS = 40_000_000
 """No operation makes a larger image; 120 MB of RGB."""
 
@@ -698,6 +700,11 @@ def _derive(
         raise ToolError(
             f"{operation} would make an image of {width} x {height} pixels, above the limit of "
             f"{MAX_OUTPUT_PIXELS}; ask for a smaller one."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ToolError(
+            f"The result would be {width} x {height} pixels, more than {MAX_ASPECT} times as long "
+            "as wide; choose a wider region."
         )
     derivation = Derivation(
         operation, tuple(sorted(arguments.items())), OPERATIONS[operation].version

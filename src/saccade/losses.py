@@ -74,6 +74,8 @@ def policy_loss(
     """
     if len(logprobs_N) == 0:
         raise ValueError("policy_loss needs at least one trained token, got none.")
+    if kl_beta > 0 and reference_N is None:
+        raise ValueError(f"kl_beta is {kl_beta}, so policy_loss needs reference_N, got none.")
     log_ratio_N = logprobs_N - old_logprobs_N
     lengths_E = torch.zeros(episodes, dtype=logprobs_N.dtype, device=logprobs_N.device)
     lengths_E = lengths_E.index_add(0, episode_N, torch.ones_like(logprobs_N)).clamp(min=1)
@@ -98,6 +100,8 @@ def policy_loss(
         loss = loss_N.sum() / (episodes * max_tokens)
     else:
         loss = loss_N.sum() / len(loss_N)
-    return PolicyLoss(
-        loss, is_clipped.float().mean(), kl_N.detach().mean(), ratio_N.detach().mean()
-    )
+    clipped = is_clipped.to(logprobs_N.dtype)
+    if kind == "gspo":  # all tokens of an episode share its ratio
+        clipped_E = torch.zeros_like(lengths_E).index_add(0, episode_N, clipped) / lengths_E
+        clipped = clipped_E[episode_N.unique()]
+    return PolicyLoss(loss, clipped.mean(), kl_N.detach().mean(), ratio_N.detach().mean())

@@ -19,7 +19,7 @@ from typing import Literal, Protocol
 
 from saccade.dialects import Dialect
 from saccade.engines import Engine, PolicyEngine, Sampling, TurnRequest
-from saccade.errors import EngineError, SaccadeError, ToolCrashed, ToolUnavailable
+from saccade.errors import EngineError, SaccadeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Frame
 from saccade.images import ImageStore
 from saccade.rewards import Rubric
@@ -234,7 +234,8 @@ def _observe(episode: Episode, setup: Setup, *, note: str) -> Episode:
         results = tuple(replace(r, parts=tuple(_told(p) for p in r.parts)) for r in results)
     if not setup.engine.capabilities.ids:
         message = setup.dialect.observation(results, frame=setup.frame_of, note=note)
-        return replace(episode, messages=(*episode.messages, message))
+        turns = (*episode.turns[:-1], episode.turns[-1]._replace(results=results))
+        return replace(episode, turns=turns, messages=(*episode.messages, message))
     assert setup.renderer is not None
     room = setup.limits.max_context_tokens - _length(episode) - LEAST_REPLY_TOKENS
     for shape in (_as_is, _halved, _quartered, _sentence):
@@ -270,9 +271,11 @@ def _smaller(part: Part, setup: Setup, times: int) -> Part:
         return part
     assert setup.renderer is not None
     image = part.image
-    small = setup.store.view(image).resize(
-        max(1, image.width // times), max(1, image.height // times)
-    )
+    width, height = max(1, image.width // times), max(1, image.height // times)
+    try:
+        small = setup.store.view(image).resize(width, height)
+    except ToolError:  # a strip that would become too thin to be shown
+        return part
     if setup.renderer.image_tokens(small.ref) >= setup.renderer.image_tokens(image):
         return part
     return ImageShown(setup.store.add(small), part.name)

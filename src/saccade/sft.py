@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saccade.assemble import Policy, image_features, load_policy, setup_for, task_of
+from saccade.assemble import Policy, data_file, image_features, load_policy, setup_for, task_of
 from saccade.config import Recipe, dump_recipe, recipe_hash
 from saccade.images import ImageStore
 from saccade.models.qwen2vl import hidden_states, token_logits
@@ -36,7 +36,7 @@ def run(recipe: Recipe) -> Path:
     policy = load_policy(recipe)
     store = ImageStore()
     setup = setup_for(recipe, policy, store=store)
-    demonstrations = read_demonstrations(config.demonstrations)
+    demonstrations = read_demonstrations(data_file(config.demonstrations))
     episodes = asyncio.run(replay(demonstrations, task_of(recipe), setup))
     tokenized = [tokenize(e, policy.renderer) for e in episodes]
     flats = [flatten(Tree(e.segments[:1], (e.segments[1:],)), policy.renderer) for e in tokenized]

@@ -46,14 +46,22 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
     """From a JSONL file. Raises DataError that names each bad line."""
     found, bad = [], []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise DataError(f"Demonstrations {path.name!r} can't be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"Demonstrations {path.name!r} are no UTF-8 text: {error}.") from None
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             turns = row["turns"]
-            if not turns or not all(isinstance(t, str) for t in turns):
+            if (
+                not isinstance(turns, list)
+                or not turns
+                or not all(isinstance(t, str) for t in turns)
+            ):
                 raise ValueError("turns must be a list of texts")
             found.append(
                 Demonstration(str(row["sample"]), tuple(turns), str(row.get("quality", "")))
@@ -70,7 +78,7 @@ def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) ->
     rows = (
         {"sample": d.sample, "turns": list(d.turns), "quality": d.quality} for d in demonstrations
     )
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(text, encoding="utf-8")
 
 
@@ -79,7 +87,7 @@ def samples_by_id(task: Task, ids: Sequence[str], setup: Setup) -> list[Sample]:
     found = []
     for name in ids:
         parts = name.rsplit("/", 2)
-        if len(parts) != 3 or not parts[2].isdigit():
+        if len(parts) != 3 or not parts[2].isdecimal():
             raise DataError(f"Sample {name!r} is not named task/split/index.")
         [sample] = task.load(parts[1], store=setup.store, start=int(parts[2]), count=1)
         if sample.id != name:
@@ -96,6 +104,12 @@ async def replay(
     Raises DataError where one does not end as its last turn says: a demonstration that its own
     tools contradict.
     """
+    for demonstration in demonstrations:
+        last = setup.dialect.parse(demonstration.turns[-1])
+        if last.answer is None or last.calls:
+            raise DataError(
+                f"The demonstration of {demonstration.sample!r} does not end with an answer alone."
+            )
     samples = samples_by_id(task, [d.sample for d in demonstrations], setup)
     # an episode of its own for each, since two demonstrations may share a sample
     samples = [replace(s, id=f"{s.id}#{k}") for k, s in enumerate(samples)]

@@ -42,7 +42,7 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     """The turns of one demonstration."""
     should_look = chart.stratum == "look"
     looks = (should_look and quality != "no_look") or (not should_look and quality == "needless")
-    by_height = chart.kind in ("extremum", "comparison") and chart.stratum == "easy"
+    by_height = all(box == chart.drawing.marks[name] for name, box in chart.evidence)
     read = [f"{name} is {chart.spec.value(name)}" for name in chart.names]
     final = Parsed(
         thought="" if by_height and not looks else ", ".join(read) + ".",

@@ -83,9 +83,13 @@ class Batch:
 
 def episode_tree(episodes: Sequence[Episode]) -> Tree:
     """Episodes of one prompt as one tree: their first segment is the trunk."""
+    for episode in episodes:
+        if not episode.segments:
+            raise ValueError(f"An episode of {episode.sample.id!r} has no tokens: tokenize it.")
     trunk = episodes[0].segments[0]
     for episode in episodes:
-        if not episode.segments or episode.segments[0].ids != trunk.ids:
+        prompt = episode.segments[0]
+        if (prompt.ids, prompt.images) != (trunk.ids, trunk.images):
             raise ValueError(f"Episodes of {episode.sample.id!r} do not share their prompt.")
     return Tree((trunk,), tuple(e.segments[1:] for e in episodes))
 

@@ -242,8 +242,8 @@ class Qwen2VLRenderer:
             )
         if pixels.size != (width, height):
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
-        array = np.asarray(pixels, dtype=np.float32) / 255.0
-        array = (array - np.asarray(s.mean, np.float32)) / np.asarray(s.std, np.float32)
+        mean, std = np.asarray(s.mean, np.float32), np.asarray(s.std, np.float32)
+        array = (np.asarray(pixels, dtype=np.float32) / np.float32(255) - mean) / std
         rows, columns = height // s.patch, width // s.patch
         # (row block, row in block, y, column block, column in block, x, colour)
         split = array.reshape(

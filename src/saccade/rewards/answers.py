@@ -207,7 +207,7 @@ def math_verify(gold: str, prediction: str) -> bool:
     without one, so keep it out of rewards. Texts above 4,000 characters are read from their end,
     where a final answer stands.
     """
-    from math_verify import parse, verify  # type: ignore[import-untyped]
+    from math_verify import parse, verify
 
     in_main = threading.current_thread() is threading.main_thread()
     seconds = _MATH_SECONDS if in_main else None

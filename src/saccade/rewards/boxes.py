@@ -107,7 +107,7 @@ def matched_f1(
     if not predictions:
         return 0.0
     import numpy as np
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     ious = np.array([[iou_xyxy(t, p) for p in predictions] for t in targets])  # (targets, preds)
     hits = ious >= threshold

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,7 +133,7 @@ def thumbnail_scale(width: int, height: int, max_pixels: int) -> float:
     """Size of the picture that a model is shown under that budget over the size of the original,
     at most 1.
     """
-    return min(1.0, (max_pixels / (width * height)) ** 0.5)
+    return min(1.0, math.sqrt(max_pixels / (width * height)))
 
 
 @lru_cache(maxsize=512)
