@@ -192,6 +192,10 @@ class PretrainConfig(_Section):
     """Optimiser steps."""
     charts_per_step: Positive = 8
     """Charts for each optimiser step."""
+    dense_steps: Whole = 0
+    """First optimiser steps, in which each chart gives a dozen lessons and not four."""
+    dense_charts_per_step: Positive = 8
+    """Charts for each of these steps."""
     learning_rate: Rate = 1e-3
     """Of AdamW, for embeddings, norms and biases, after the warm-up."""
     muon_learning_rate: Rate = 0.02

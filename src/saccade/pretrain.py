@@ -32,7 +32,7 @@ from saccade.store import RunFolder
 from saccade.tokens import Flat, Tree, batch, flatten
 from saccade.types import ImageRef, Segment
 from saccade.worlds.charts import item
-from saccade.worlds.lessons import TOPICS, Lesson, lessons
+from saccade.worlds.lessons import TOPICS, Lesson, few_lessons, lessons
 
 __all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_trees", "optimizers", "run"]
 
@@ -51,14 +51,16 @@ class Packed:
     grids: list[tuple[int, int, int]]
 
 
-def lesson_trees(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> list[Packed]:
+def lesson_trees(
+    index: int, renderer: Qwen2VLRenderer, *, seed: int, dense: bool = True
+) -> list[Packed]:
     """Lessons on chart `index`: first those about the picture, as branches of one tree, then each
     reading of an enlarged view as a tree of its own. One view is also read beside the chart.
     """
     chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
     rng = np.random.default_rng([seed, index, 7])
     picture = ImageRef(f"chart-{index}", *chart.drawing.image.size)
-    taught = lessons(chart, rng, frame=renderer.frame(picture))
+    taught = (lessons if dense else few_lessons)(chart, rng, frame=renderer.frame(picture))
     beside = next(k for k, lesson in enumerate(taught) if lesson.view is not None)
     shown = [(picture, chart.drawing.image)]
     whole = renderer.encode_user_image(picture)
@@ -102,16 +104,22 @@ def _pack(
 
 
 class LessonData(Dataset[list[Packed]]):
-    """Charts `first` to `last` of the pretraining stream."""
+    """The pretraining stream by chart; a dense chart gives a dozen lessons, others give four."""
 
-    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int) -> None:
-        self.renderer, self.seed, self.first, self.last = renderer, seed, first, last
+    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, dense: int, count: int) -> None:
+        self.renderer, self.seed, self.dense, self.count = renderer, seed, dense, count
 
     def __len__(self) -> int:
-        return self.last - self.first
+        return self.count
 
-    def __getitem__(self, k: int) -> list[Packed]:
-        return lesson_trees(self.first + k, self.renderer, seed=self.seed)
+    def __getitem__(self, index: int) -> list[Packed]:
+        return lesson_trees(index, self.renderer, seed=self.seed, dense=index < self.dense)
+
+
+def charts_before(step: int, config: PretrainConfig) -> int:
+    """How many charts the steps before this one saw: the first chart of the step."""
+    dense = min(step, config.dense_steps)
+    return dense * config.dense_charts_per_step + (step - dense) * config.charts_per_step
 
 
 def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -190,7 +198,8 @@ def _step(
     tokens = sum(int(p.flat.trained.sum()) for p in packs)
     total = 0.0
     seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    for part in ([p for p in packs if len(p.topics) > 1], [p for p in packs if len(p.topics) == 1]):
+    long, short = [p for p in packs if len(p.topics) > 1], [p for p in packs if len(p.topics) == 1]
+    for part in filter(None, (long, short)):
         packed = batch([p.flat for p in part])
         features = encode_images(
             model, [x for p in part for x in p.patches], [g for p in part for g in p.grids]
@@ -239,10 +248,19 @@ def _since(began: float) -> float:
 
 def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterator[list[Packed]]:
     """Batches from step `first` on, drawn by a process beside this one."""
-    size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
-    data = LessonData(renderer, seed=recipe.seed, first=first * size, last=steps * size)
+    config = recipe.pretrain
+    data = LessonData(
+        renderer,
+        seed=recipe.seed,
+        dense=charts_before(config.dense_steps, config),
+        count=charts_before(config.steps, config),
+    )
+    batches = [
+        list(range(charts_before(step, config), charts_before(step + 1, config)))
+        for step in range(first, config.steps)
+    ]
     loader: DataLoader[list[Packed]] = DataLoader(
-        data, batch_size=size, num_workers=1, collate_fn=_joined, prefetch_factor=4
+        data, batch_sampler=batches, num_workers=1, collate_fn=_joined, prefetch_factor=4
     )
     return iter(loader)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.utils.logging import disable_progress_bar
 
 from saccade.renderers.qwen2vl import Qwen2VLRenderer, Qwen2VLSettings
 
@@ -138,7 +139,7 @@ def build_model(
             "initializer_range": 0.06,
             "rope_parameters": {
                 "rope_type": "default",
-                "rope_theta": 100.0,
+                "rope_theta": 10000.0,
                 "mrope_section": list(INTERLEAVED),
             },
             "bos_token_id": special["<|endoftext|>"],
@@ -204,6 +205,7 @@ def save(
 
     `made_by` (recipe hash, seed) is stored as `saccade.json`.
     """
+    disable_progress_bar()  # ours are the only bars
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
     if model.config.tie_word_embeddings:

@@ -24,6 +24,7 @@ __all__ = [
     "Lesson",
     "Topic",
     "box_text",
+    "few_lessons",
     "label_region",
     "lessons",
     "rounded_box",
@@ -69,6 +70,30 @@ def label_region(label: Box, *, width: int, height: int) -> Box:
     region = label.expand(0.75 * label.height).clip(width, height)
     assert region is not None
     return region
+
+
+def few_lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
+    """Four lessons on one chart, drawn from all topics: for seeing many charts."""
+    spec, drawing = item.spec, item.drawing
+    width, height = drawing.image.size
+    names = [n for n, _ in spec.entries]
+    regions = {n: label_region(drawing.labels[n], width=width, height=height) for n in names}
+    first = _caption if rng.random() < 0.4 else _pointing
+    found = [first(item, regions, rng, frame)]
+    name = str(rng.choice(names))
+    if rng.random() < 0.7:
+        asked = f"Where is the label of {name}?"
+        found.append(Lesson("pointing", asked, box_text(frame, regions[name])))
+    else:
+        box = drawing.marks[name] if rng.random() < 0.5 else regions[name]
+        found.append(Lesson("naming", f"What is at {box_text(frame, box)}?", name))
+    kind = rng.random()
+    if kind < 0.4:
+        found.append(Lesson("question", item.question, item.answer))
+    else:
+        found.append(_other_question(item, rng) if kind < 0.6 else _arithmetic(rng, names))
+    found.append(_reading(item, str(rng.choice(names)), rng))
+    return found
 
 
 def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:

@@ -1,0 +1,246 @@
+"""Pretraining, cold start, V-ToolRL and evaluation runs, end to end on a model without training."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saccade import measure, pretrain, rl, sft
+from saccade.assemble import load_policy, setup_for, task_of
+from saccade.config import Recipe, load_recipe
+from saccade.dialects import dialect
+from saccade.engines import Sampling
+from saccade.images import ImageStore
+from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
+from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.rewards import answer, per_turn, reward
+from saccade.rollout import rollout
+from saccade.synth import write_demonstrations
+from saccade.synth_charts import demonstrations
+from saccade.types import Episode, Parsed, Sample, Score, TurnRecord
+
+
+@reward
+def evenness(episode: Episode, sample: Sample) -> float | None:
+    """Whether the model's text has an even length: differs within groups even without training."""
+    return float(len("".join(m.text for m in episode.messages if m.role == "assistant")) % 2 == 0)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with its initial weights."""
+    folder = tmp_path_factory.mktemp("base")
+    renderer = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
+    model = build_model(renderer.tokenizer, seed=0, hidden=64, layers=2, vision=32, vision_layers=1)
+    save(model, renderer, folder, made_by={"recipe": "none", "seed": 0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cold(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same after a few steps on demonstrations: it knows what a call looks like, no more."""
+    folder = tmp_path_factory.mktemp("cold")
+    written = demonstrations(32, seed=0, dialect=dialect("hermes"))
+    write_demonstrations(folder / "d.jsonl", written)
+    return sft.run(
+        recipe(
+            base,
+            f"sft.demonstrations={folder / 'd.jsonl'}",
+            "sft.epochs=12",
+            "sft.batch_size=16",
+            "sft.learning_rate=0.003",
+            run=folder / "run",
+        )
+    )
+
+
+def recipe(model: Path, *overrides: str, run: Path) -> Recipe:
+    given = [
+        f"model={model}",
+        "threads=1",
+        "tool_style=signature",
+        "tools=[look]",
+        "min_image_tokens=2",
+        "max_image_tokens=16",
+        "rollout.max_turns=2",
+        "rollout.max_tokens_per_turn=32",
+        "rollout.max_context_tokens=256",
+        "rl.prompts_per_step=2",
+        "rl.group_size=4",
+        "rl.eval_every=0",
+        "rl.checkpoint_every=1",
+        "rl.learning_rate=0.001",
+        "rl.reward=evenness",
+        "eval.items=6",
+        "eval.bootstrap=200",
+    ]
+    return load_recipe(None, [*given, *overrides]).model_copy(update={"run": run})
+
+
+def metrics(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_policy(recipe(model, run=model)).model.state_dict()
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = weights(a), weights(b)
+    return all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_sft_learns_the_form_of_its_demonstrations(cold: Path) -> None:
+    rows = metrics(cold.parent / "metrics.jsonl")
+    assert [r["step"] for r in rows] == list(range(1, 25))
+    assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
+
+
+def test_sft_goes_on_where_it_was_stopped(base: Path, cold: Path, tmp_path: Path) -> None:
+    demos = cold.parent.parent / "d.jsonl"
+
+    def part(epochs: int) -> Recipe:
+        return recipe(
+            base,
+            f"sft.demonstrations={demos}",
+            f"sft.epochs={epochs}",
+            "sft.checkpoint_every=1",
+            "sft.warmup_steps=1",
+            run=tmp_path / "run",
+        )
+
+    sft.run(part(2))
+    whole = sft.run(part(2).model_copy(update={"run": tmp_path / "whole"}))
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    newest = checkpoints[-1]
+    for file in newest.iterdir():
+        file.unlink()
+    newest.rmdir()  # as if the process had died in the last step
+    again = sft.run(part(2))
+    assert same(whole, again)
+    rows = metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [r["step"] for r in rows] == list(range(1, 5))
+
+
+def test_rl_changes_weights_and_logs_what_a_reader_needs(cold: Path, tmp_path: Path) -> None:
+    trained = rl.run(recipe(cold, "rl.steps=3", run=tmp_path / "rl"))
+    rows = metrics(tmp_path / "rl" / "metrics.jsonl")
+    assert [r["step"] for r in rows] == [1, 2, 3]
+    wanted = {"reward", "calls", "completion_tokens", "kl", "entropy", "informative", "clipped"}
+    assert wanted <= rows[0].keys()
+    assert any(r["grad_norm"] > 0 for r in rows)
+    assert not same(cold, trained)
+    assert abs(rows[0]["ratio"] - 1) < 1e-3  # one update for a batch: nothing has moved yet
+
+
+def test_a_deterministic_run_that_was_stopped_ends_with_the_same_weights(
+    cold: Path, tmp_path: Path
+) -> None:
+    def part(steps: int, run: str) -> Recipe:
+        return recipe(cold, f"rl.steps={steps}", "deterministic=true", run=tmp_path / run)
+
+    whole = rl.run(part(3, "whole"))
+    rl.run(part(1, "parts"))
+    parts = rl.run(part(3, "parts"))
+    assert same(whole, parts)
+    assert not same(whole, cold)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("kind", ["dr_grpo", "dapo", "gspo", "cispo"])
+def test_every_kind_of_loss_runs_with_two_updates_for_a_batch(
+    cold: Path, tmp_path: Path, kind: str
+) -> None:
+    rl.run(
+        recipe(
+            cold,
+            "rl.steps=1",
+            f"rl.loss={kind}",
+            "rl.updates_per_batch=2",
+            "rl.kl_beta=0",
+            run=tmp_path / kind,
+        )
+    )
+    [row] = metrics(tmp_path / kind / "metrics.jsonl")
+    assert row["informative"] > 0
+    assert abs(row["ratio"] - 1) > 1e-5  # the second update sees the policy that the first made
+
+
+def test_dynamic_sampling_draws_on_until_groups_disagree(cold: Path, tmp_path: Path) -> None:
+    rl.run(recipe(cold, "rl.steps=1", "rl.dynamic_sampling=true", run=tmp_path / "d"))
+    [row] = metrics(tmp_path / "d" / "metrics.jsonl")
+    assert row["prompts"] >= 2
+    assert row["prompts"] % 2 == 0
+    assert row["prompts"] > 2 or row["informative"] == 1.0
+
+
+def test_credit_by_turn_centres_each_turn_over_the_members_that_reached_it() -> None:
+    sample = Sample("s", "?", (), "1")
+    two = (TurnRecord(Parsed()), TurnRecord(Parsed()))
+    a = Episode(sample, turns=two, score=Score(1.5, turns=(0.5, None)))
+    b = Episode(sample, turns=two, score=Score(0.0, turns=(0.0, None)))
+    c = Episode(sample, turns=two[:1], score=Score(0.0, turns=(None,)))
+    found = rl.advantages_by_turn((a, b, c), scale=False)
+    assert found[0] == pytest.approx((1.5 - 0.5, 1.0 - 0.5))
+    assert found[1] == pytest.approx((0.0 - 0.5, 0.0 - 0.5))
+    assert found[2] == pytest.approx((0.0 - 0.5,))
+
+
+def test_the_rubric_of_turn_credit_holds_the_reward_and_the_turns() -> None:
+    config = load_recipe(None, ["rl.credit=turn", "rl.reward=answer"]).rl
+    assert [t for t, _ in rl.rubric_of(config).terms] == [answer, per_turn]
+
+
+def test_an_evaluation_goes_on_with_the_samples_that_have_no_row(
+    cold: Path, tmp_path: Path
+) -> None:
+    first = measure.run(recipe(cold, "eval.items=4", run=tmp_path / "e"), arm="a")
+    lines = (tmp_path / "e" / "rows.jsonl").read_text().splitlines()
+    (tmp_path / "e" / "rows.jsonl").write_text("\n".join(lines[:3]) + '\n{"id": "torn')
+    second = measure.run(recipe(cold, "eval.items=4", run=tmp_path / "e"), arm="a")
+    assert first.n == second.n == 4
+    ids = [json.loads(x)["id"] for x in (tmp_path / "e" / "rows.jsonl").read_text().splitlines()]
+    assert ids == [f"charts/test/{k}" for k in range(4)]
+
+
+def test_pretraining_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    def part(steps: int, run: str) -> Recipe:
+        changes = [
+            "threads=1",
+            f"pretrain.steps={steps}",
+            "pretrain.charts_per_step=1",
+            "pretrain.warmup_steps=0",
+            "pretrain.decay_steps=0",
+            "pretrain.checkpoint_every=1",
+        ]
+        return load_recipe(None, changes).model_copy(update={"run": tmp_path / run})
+
+    whole = pretrain.run(part(2, "whole"))
+    pretrain.run(part(1, "parts"))
+    parts = pretrain.run(part(2, "parts"))
+    assert same(whole, parts)
+
+
+def test_a_crop_of_everything_shows_the_model_what_it_saw_before(cold: Path) -> None:
+    made = recipe(cold, run=cold)
+    policy = load_policy(made)
+    store = ImageStore()
+    [sample] = task_of(made).load("test", store=store, count=1)
+    whole = store.view(sample.images[0]).crop(sample.images[0].box)
+    before = policy.renderer.patches(sample.images[0], store.view(sample.images[0]).pixels)
+    after = policy.renderer.patches(whole.ref, whole.pixels)
+    assert (before == after).all()
+    episodes = asyncio.run(
+        rollout(
+            [sample],
+            replace(setup_for(made, policy, store=store), rubric=None),
+            sampling=Sampling(1.0, 8),
+        )
+    )
+    assert episodes[0].stop is not None
