@@ -32,6 +32,7 @@ from saccade.types import ImageRef
 __all__ = [
     "Policy",
     "data_file",
+    "device_of",
     "image_features",
     "load_policy",
     "model_folder",
@@ -78,6 +79,11 @@ def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
     disable_progress_bar()  # ours are the only bars
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return Policy(load_model(folder).to(device), renderer)
+
+
+def device_of(policy: Policy) -> torch.device:
+    """Where the model's weights are."""
+    return policy.model.get_input_embeddings().weight.device
 
 
 def task_of(recipe: Recipe) -> Task:

@@ -40,6 +40,7 @@ __all__ = [
     "RolloutConfig",
     "SftConfig",
     "TaskConfig",
+    "check_same_run",
     "dump_recipe",
     "load_recipe",
     "recipe_hash",
@@ -200,6 +201,12 @@ class PretrainConfig(_Section):
     """Of AdamW, for embeddings, norms and biases, after the warm-up."""
     muon_learning_rate: Rate = 0.02
     """Of Muon, for weight matrices, after the warm-up."""
+    late_after: Whole | None = None
+    """Optimiser steps after which the late rates hold; null: never."""
+    late_learning_rate: Rate = 5e-4
+    """Of AdamW, from then on."""
+    late_muon_learning_rate: Rate = 0.005
+    """Of Muon, from then on."""
     warmup_steps: Whole = 100
     """Optimiser steps over which the learning rates rise from 0."""
     decay_steps: Whole = 1000
@@ -319,6 +326,39 @@ def recipe_hash(recipe: Recipe) -> str:
     data = recipe.model_dump(mode="json", exclude={"run"})
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+Stage = Literal["pretrain", "sft", "rl", "eval"]
+_MAY_CHANGE: dict[Stage, frozenset[str]] = {
+    "pretrain": frozenset({"steps", "decay_steps", "checkpoint_every", "max_minutes"}),
+    "sft": frozenset({"epochs", "checkpoint_every"}),
+    "rl": frozenset({"steps", "checkpoint_every", "eval_every", "eval_items"}),
+    "eval": frozenset({"items", "bootstrap"}),
+}
+"""Keys of a stage's own section with which a run in the same folder may go on."""
+
+
+def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
+    """Raises RecipeError where a run folder holds another recipe's run: its rows and weights would
+    be taken for this one's. Sections of other stages do not count, nor do `run` and `threads`.
+    """
+    if stored is None:
+        return
+    before, now = yaml.safe_load(stored), recipe.model_dump(mode="json")
+    others = {"run", "threads", *_MAY_CHANGE} - {stage}
+    for key in sorted(now.keys() - others):
+        old, new = before.get(key), now[key]
+        if key == stage:
+            kept = sorted(new.keys() - _MAY_CHANGE[stage])
+            old, new = {k: (old or {}).get(k) for k in kept}, {k: new[k] for k in kept}
+            changed = next((k for k in kept if old[k] != new[k]), None)
+            if changed is not None:
+                key, old, new = f"{stage}.{changed}", old[changed], new[changed]
+        if old != new:
+            raise RecipeError(
+                f"The run folder {str(recipe.run)!r} holds a run with {key}: {_short(old)}, now it "
+                f"is {_short(new)}; choose another folder with --run, or delete that one."
+            )
 
 
 class _Loader(yaml.SafeLoader):

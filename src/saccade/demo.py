@@ -7,11 +7,12 @@ is not done again.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from saccade import measure, rl, sft
-from saccade.config import Recipe
+from saccade.config import Recipe, recipe_hash
 from saccade.report import write_report
 from saccade.store import RunFolder
 
@@ -45,11 +46,12 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
 
 def _stage(folder: Path, train: Any, recipe: Recipe) -> Path:
-    """The stage's model, trained now or before."""
-    model = folder / "model"
-    if (model / "saccade.json").is_file():
+    """The stage's model, trained now or before by the same recipe."""
+    model, stage = folder / "model", recipe.model_copy(update={"run": folder})
+    made_by = model / "saccade.json"
+    if made_by.is_file() and json.loads(made_by.read_text())["recipe"] == recipe_hash(stage):
         return model
-    return Path(train(recipe.model_copy(update={"run": folder})))
+    return Path(train(stage))
 
 
 def _evaluate(recipe: Recipe, top: Path, arm: str, model: str) -> None:

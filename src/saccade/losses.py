@@ -12,6 +12,8 @@ import torch
 
 __all__ = ["LossKind", "PolicyLoss", "group_advantages", "kl_estimate", "policy_loss"]
 
+SAME_REWARD = 1e-9
+"""Rewards that differ by less are equal."""
 LossKind = Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
 
@@ -36,6 +38,8 @@ def group_advantages(
     """
     if rewards_G.numel() < 2:
         raise ValueError(f"A group needs 2 scored rollouts to compare, got {rewards_G.numel()}.")
+    if (rewards_G.max() - rewards_G.min()).item() < SAME_REWARD:
+        return torch.zeros_like(rewards_G)  # else float noise would be scaled up to a signal
     centred = rewards_G - rewards_G.mean()
     return centred / (rewards_G.std() + epsilon) if scale else centred
 

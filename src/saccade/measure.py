@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from saccade.assemble import load_policy, setup_for, task_of
-from saccade.config import Recipe, dump_recipe
+from saccade.config import Recipe, check_same_run, dump_recipe
 from saccade.engines import Sampling
 from saccade.evaluate import (
     Comparison,
@@ -38,6 +38,8 @@ __all__ = ["compare", "rows_of", "run"]
 METRICS: tuple[Metric, ...] = ("accuracy", "coverage", "calls")
 CHUNK = 100
 """Samples between two writes."""
+FAILURE_LIMIT = 0.05
+"""Share of our own failures in a chunk above which the evaluation stops; below, they are shown."""
 KEPT_EPISODES = 24
 """Whole episodes kept for the report."""
 
@@ -53,6 +55,7 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
     config = recipe.eval
     task = task_of(recipe)
     with RunFolder(recipe.run or Path("runs/eval")) as folder:
+        check_same_run(folder.recipe(), recipe, stage="eval")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
         rows = rows_of(folder)
@@ -73,10 +76,13 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
                         sampling=sampling,
                         seed=recipe.seed,
                         concurrency=recipe.rollout.concurrency,
+                        failure_limit=FAILURE_LIMIT,
                         on_done=lambda _: bar.advance(),
                     )
                     rows += _keep(folder, episodes, task, setup, arm=arm, first=start)
                     store.forget(i for s in samples for i in s.images)
+        if len(rows) > config.items:  # made before with more items
+            rows = rows[: config.items]
         summary = summarise(rows, bootstrap=config.bootstrap, seed=recipe.seed)
         folder.write_json("results.json", results_json({arm: summary}, ()))
     return summary
@@ -93,12 +99,12 @@ def _keep(
 ) -> list[SampleRow]:
     rows = []
     for number, episode in enumerate(episodes, start=first):
-        row = row_of(episode, task.rubric)
-        folder.append("rows", row.to_json())
-        rows.append(row)
         if number < KEPT_EPISODES:
             setup.store.save(episode.images.values(), folder.path)
             folder.append("episodes", {"arm": arm, **episode_to_json(episode)})
+        row = row_of(episode, task.rubric)
+        folder.append("rows", row.to_json())  # last: a row says that its sample is done
+        rows.append(row)
     return rows
 
 

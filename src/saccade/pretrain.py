@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from saccade.config import PretrainConfig, Recipe, dump_recipe, recipe_hash
+from saccade.config import PretrainConfig, Recipe, check_same_run, dump_recipe, recipe_hash
 from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
 from saccade.progress import progress
@@ -160,6 +160,7 @@ def run(recipe: Recipe) -> Path:
     model = with_linear_patches(build_model(renderer.tokenizer, seed=recipe.seed))
     trained = optimizers(model, config)
     with RunFolder(recipe.run or Path("runs/pretrain")) as folder:
+        check_same_run(folder.recipe(), recipe, stage="pretrain")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
         step, minutes = _resume(folder, model, trained)
@@ -169,7 +170,7 @@ def run(recipe: Recipe) -> Path:
         with progress("pretrain", total=config.steps, done=step) as bar:
             while step < config.steps and minutes + _since(began) < config.max_minutes:
                 packs = next(steps)
-                for optimizer, rate in zip(trained, _rates(config), strict=True):
+                for optimizer, rate in zip(trained, _rates(step, config), strict=True):
                     for group in optimizer.param_groups:
                         scale = group.get("scale", 1.0)
                         group["lr"] = rate * scale * learning_rate_factor(step, config)
@@ -238,7 +239,10 @@ def _right(
     return row
 
 
-def _rates(config: PretrainConfig) -> tuple[float, float]:
+def _rates(step: int, config: PretrainConfig) -> tuple[float, float]:
+    """Of Muon and of AdamW at a step, before warm-up and decay."""
+    if config.late_after is not None and step >= config.late_after:
+        return (config.late_muon_learning_rate, config.late_learning_rate)
     return (config.muon_learning_rate, config.learning_rate)
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from saccade.assemble import Policy, image_features, load_policy, setup_for, task_of
-from saccade.config import Recipe, RlConfig, dump_recipe, recipe_hash
+from saccade.assemble import Policy, device_of, image_features, load_policy, setup_for, task_of
+from saccade.config import Recipe, RlConfig, check_same_run, dump_recipe, recipe_hash
 from saccade.engines import Sampling
-from saccade.errors import SaccadeError
+from saccade.errors import RecipeError, SaccadeError
 from saccade.evaluate import row_of
 from saccade.images import ImageStore
-from saccade.losses import PolicyLoss, group_advantages, policy_loss
+from saccade.losses import SAME_REWARD, PolicyLoss, group_advantages, policy_loss
 from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
 from saccade.models.tiny import save
 from saccade.progress import progress
@@ -72,6 +72,8 @@ class Rollouts:
     groups: tuple[TrainedGroup, ...]
     dropped: int
     """Groups with fewer than two scored episodes."""
+    agreeing: int
+    """Groups whose rewards are all equal: nothing to learn from, counted and not hidden."""
     prompts: int
     """Prompts that were drawn: more than asked for under dynamic sampling."""
 
@@ -83,6 +85,10 @@ def run(recipe: Recipe) -> Path:
 
 async def _run(recipe: Recipe) -> Path:
     config = recipe.rl
+    if recipe.rollout.temperature == 0:
+        raise RecipeError(
+            "rl needs rollout.temperature above 0 to compare rollouts, got 0: set it to 1.0."
+        )
     policy = load_policy(recipe)
     if recipe.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -100,8 +106,11 @@ async def _run(recipe: Recipe) -> Path:
         weight_decay=config.weight_decay,
     )
     with RunFolder(recipe.run or Path("runs/rl")) as folder:
+        check_same_run(folder.recipe(), recipe, stage="rl")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
+        if config.eval_every:  # a missing split is found now and not after hours
+            task.load("validation", store=store, count=1)
         step = resume(folder, policy.model, optimizer)
         with progress("rl", total=config.steps, done=step) as bar:
             while step < config.steps:
@@ -156,7 +165,7 @@ async def _sample(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> Rol
     sampling = Sampling(recipe.rollout.temperature, recipe.rollout.max_tokens_per_turn)
     episodes: list[Episode] = []
     groups: list[TrainedGroup] = []
-    dropped = drawn = 0
+    dropped = agreeing = drawn = 0
     tries = 4 if config.dynamic_sampling else 1
     for attempt in range(tries):
         # attempts read on in the stream, far from the prompts of other steps
@@ -169,12 +178,14 @@ async def _sample(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> Rol
             trained = _advantages(group, config)
             if trained is None:
                 dropped += 1
-            elif trained.is_informative or not config.dynamic_sampling:
+                continue
+            agreeing += not trained.is_informative
+            if trained.is_informative or not config.dynamic_sampling:
                 groups.append(trained)
         if len(groups) >= config.prompts_per_step:
             break
     kept = tuple(groups[: config.prompts_per_step])
-    return Rollouts(tuple(episodes), kept, dropped, drawn)
+    return Rollouts(tuple(episodes), kept, dropped, agreeing, drawn)
 
 
 async def _roll(
@@ -197,7 +208,9 @@ def _grouped(episodes: Sequence[Episode], size: int) -> list[Group]:
 
 def _advantages(group: Group, config: RlConfig) -> TrainedGroup | None:
     """Advantages of the scored members; None where fewer than two were scored."""
-    scored = tuple(e for e in group.episodes if e.score is not None and e.score.value is not None)
+    scored = tuple(
+        e for e in group.episodes if e.turns and e.score is not None and e.score.value is not None
+    )
     if len(scored) < 2:
         return None
     if config.credit == "turn":
@@ -226,13 +239,17 @@ def advantages_by_turn(
         own = [v or 0.0 for v in episode.score.turns or (None,) * len(episode.turns)]
         end = episode.score.value - sum(own)
         to_go.append([end + sum(own[k:]) for k in range(len(own))])
-    values = torch.tensor([e.score.value for e in episodes if e.score], dtype=torch.float64)
-    spread = values.std().item() + 1e-4 if scale else 1.0
+    totals = [turns[0] for turns in to_go if turns]
+    everything = torch.tensor([v for turns in to_go for v in turns], dtype=torch.float64)
+    if len(everything) < 2 or (everything.max() - everything.min()).item() < SAME_REWARD:
+        return tuple((0.0,) * len(turns) for turns in to_go)
+    spread = everything.std().item() + 1e-4 if scale else 1.0
     found: list[tuple[float, ...]] = []
     for turns in to_go:
         centred = []
         for k, value in enumerate(turns):
             peers = [t[k] for t in to_go if len(t) > k]
+            peers = peers if len(peers) > 1 else totals  # alone at this turn: against the group
             centred.append((value - sum(peers) / len(peers)) / spread)
         found.append(tuple(centred))
     return tuple(found)
@@ -264,6 +281,10 @@ def _update(
             "ratio": 1.0,
         }
     packs = _packed(groups, policy)
+    # groups that agree pull nowhere, but they count: else the rest would weigh more without them
+    idle = [e for g in sampled.groups if g not in groups for e in g.episodes]
+    all_episodes = len(idle) + sum(len(g.episodes) for g in groups)
+    all_tokens = sum(e.completion_tokens for e in idle) + sum(len(p.target) for p, _ in packs)
     # a reference that is the start of this run has the same frozen vision tower
     shared = frozen if config.reference is None else None
     references = [_reference_logprobs(reference, p, store, recipe, shared) for p, _ in packs]
@@ -281,8 +302,8 @@ def _update(
                 expected,
                 store,
                 recipe,
-                groups=groups,
-                tokens=tokens,
+                all_episodes=all_episodes,
+                all_tokens=all_tokens,
                 frozen=frozen,
             )
             (result.loss * share).backward()
@@ -327,7 +348,8 @@ def _packed(
     packs = []
     for at in range(0, len(trees), TREES_PER_PASS):
         chosen = trees[at : at + TREES_PER_PASS]
-        packs.append((batch([f for f, _ in chosen]), tuple(b for _, b in chosen)))
+        packed = batch([f for f, _ in chosen]).to(device_of(policy))
+        packs.append((packed, tuple(b for _, b in chosen)))
     return packs
 
 
@@ -364,15 +386,16 @@ def _pass(
     store: ImageStore,
     recipe: Recipe,
     *,
-    groups: Sequence[TrainedGroup],
-    tokens: int,
+    all_episodes: int,
+    all_tokens: int,
     frozen: Features | None,
 ) -> tuple[PolicyLoss, torch.Tensor, float]:
     """The loss of one pass, its entropy, and the weight of the pass in the batch's loss."""
     config = recipe.rl
     table = _logprobs(policy, packed, store, recipe, frozen)  # (N, V)
     logprobs = table.gather(-1, packed.target[:, None])[:, 0]
-    first = torch.tensor([0, *[len(t) for t in trees]]).cumsum(0)  # branches before each tree
+    device = packed.row.device
+    first = torch.tensor([0, *[len(t) for t in trees]], device=device).cumsum(0)  # before each tree
     episode = first[packed.row] + packed.branch
     advantages = torch.tensor(
         [
@@ -380,7 +403,8 @@ def _pass(
             for r, b, t in zip(
                 packed.row.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
             )
-        ]
+        ],
+        device=device,
     )
     count = int(first[-1])
     result = policy_loss(
@@ -399,8 +423,7 @@ def _pass(
     finite = table.detach().clamp(min=-100)  # suppressed ids have no probability and no entropy
     entropy = -(finite.exp() * finite).sum(-1).mean()
     by_token = config.loss in ("dapo", "cispo")
-    all_episodes = sum(len(g.episodes) for g in groups)
-    share = len(packed.target) / tokens if by_token else count / all_episodes
+    share = len(packed.target) / all_tokens if by_token else count / all_episodes
     return result, entropy, share
 
 
@@ -415,7 +438,8 @@ def _watched(sampled: Rollouts) -> dict[str, Any]:
         "calls": sum(len(e.calls) for e in episodes) / len(episodes),
         "completion_tokens": sum(e.completion_tokens for e in episodes) / len(episodes),
         "turns": sum(len(e.turns) for e in episodes) / len(episodes),
-        "informative": sum(g.is_informative for g in sampled.groups) / max(1, sampled.prompts),
+        "informative": 1 - (sampled.agreeing + sampled.dropped) / sampled.prompts,
+        "agreeing_groups": sampled.agreeing,
         "prompts": sampled.prompts,
         "dropped_groups": sampled.dropped,
         "unscored": len(episodes) - len(values),
@@ -444,7 +468,12 @@ async def _validate(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> d
     samples = task.load("validation", store=setup.store, count=recipe.rl.eval_items)
     greedy = Sampling(0.0, recipe.rollout.max_tokens_per_turn)
     episodes = await rollout(
-        samples, replace(setup, rubric=task.rubric), sampling=greedy, seed=recipe.seed
+        samples,
+        replace(setup, rubric=task.rubric),
+        sampling=greedy,
+        seed=recipe.seed,
+        concurrency=recipe.rollout.concurrency,
+        failure_limit=0.01,
     )
     rows = [row_of(e, task.rubric) for e in episodes]
     found: dict[str, Any] = {"stage": "validation", "step": step}

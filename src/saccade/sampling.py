@@ -24,7 +24,15 @@ def sample_episodes(recipe: Recipe, split: str, *, count: int) -> list[Episode]:
     samples = task.load(split, store=store, count=count)
     setup = setup_for(recipe, load_policy(recipe), store=store, rubric=task.rubric)
     sampling = Sampling(recipe.rollout.temperature, recipe.rollout.max_tokens_per_turn)
-    episodes = asyncio.run(rollout(samples, setup, sampling=sampling, seed=recipe.seed))
+    episodes = asyncio.run(
+        rollout(
+            samples,
+            setup,
+            sampling=sampling,
+            seed=recipe.seed,
+            concurrency=recipe.rollout.concurrency,
+        )
+    )
     if recipe.run is not None:
         with RunFolder(recipe.run) as folder:
             for episode in episodes:

@@ -17,8 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from saccade.assemble import Policy, data_file, image_features, load_policy, setup_for, task_of
-from saccade.config import Recipe, dump_recipe, recipe_hash
+from saccade.assemble import (
+    Policy,
+    data_file,
+    device_of,
+    image_features,
+    load_policy,
+    setup_for,
+    task_of,
+)
+from saccade.config import Recipe, check_same_run, dump_recipe, recipe_hash
 from saccade.images import ImageStore
 from saccade.models.qwen2vl import hidden_states, token_logits
 from saccade.models.tiny import save
@@ -53,6 +61,7 @@ def run(recipe: Recipe) -> Path:
     per_epoch = math.ceil(len(flats) / config.batch_size)
     steps = per_epoch * config.epochs
     with RunFolder(recipe.run or Path("runs/sft")) as folder:
+        check_same_run(folder.recipe(), recipe, stage="sft")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
         step = resume(folder, policy.model, optimizer)
@@ -61,7 +70,7 @@ def run(recipe: Recipe) -> Path:
                 began = time.monotonic()
                 chosen = _batch_of(step, len(flats), config.batch_size, seed=recipe.seed)
                 rate = config.learning_rate * _rate_factor(step, steps, config.warmup_steps)
-                packed = batch([flats[i] for i in chosen])
+                packed = batch([flats[i] for i in chosen]).to(device_of(policy))
                 features = frozen or image_features(policy, packed.images, store=store)
                 for group in optimizer.param_groups:
                     group["lr"] = rate

@@ -12,7 +12,7 @@ reads exactly as if it were alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -79,6 +79,15 @@ class Batch:
     sampled_logprobs: torch.Tensor
     """(N,) as sampled; nan where demonstrated."""
     images: tuple[ImageRef, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), torch.Tensor)
+        }
+        return replace(self, **moved)
 
 
 def episode_tree(episodes: Sequence[Episode]) -> Tree:
