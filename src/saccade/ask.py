@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from saccade.assemble import load_policy, setup_for
+from saccade.assemble import answering
 from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.images import ImageStore, load_image, root_view
@@ -29,6 +29,6 @@ def ask(recipe: Recipe, image: Path, question: str) -> tuple[Episode, ImageStore
     store = ImageStore()
     root = store.add(root_view(load_image(image)))
     sample = Sample(id=f"ask/{root.key[:12]}", question=question, images=(root,), answer="")
-    setup = setup_for(recipe, load_policy(recipe), store=store)
+    setup = answering(recipe, store=store)
     sampling = Sampling(0.0, recipe.rollout.max_tokens_per_turn)
     return asyncio.run(run_episode(sample, setup, sampling=sampling, seed=recipe.seed)), store

@@ -6,7 +6,7 @@ mean the same by the same recipe.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,20 +17,23 @@ from transformers.utils.logging import disable_progress_bar
 
 from saccade.config import Recipe
 from saccade.dialects import dialect
+from saccade.engines import Engine
 from saccade.engines.torch import TorchEngine
 from saccade.errors import RecipeError
+from saccade.geometry import Frame
 from saccade.images import ImageStore
 from saccade.models.qwen2vl import encode_images, load_model
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import Rubric
 from saccade.rollout import Limits, Setup
 from saccade.tasks import Task, task_named
-from saccade.tools import builtin_tools
+from saccade.tools import Tool, builtin_tools
 from saccade.tools.toolbox import ToolBox
 from saccade.types import ImageRef
 
 __all__ = [
     "Policy",
+    "answering",
     "data_file",
     "device_of",
     "image_features",
@@ -72,6 +75,8 @@ def data_file(path: Path) -> Path:
 def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
     """The recipe's model (or another one), under the recipe's image budget."""
     torch.set_num_threads(recipe.threads)
+    if recipe.api is not None:
+        raise RecipeError("A model behind an endpoint can't be loaded or trained; remove api.")
     folder = model_folder(model or recipe.model)
     renderer = Qwen2VLRenderer.from_pretrained(
         folder, min_image_tokens=recipe.min_image_tokens, max_image_tokens=recipe.max_image_tokens
@@ -97,34 +102,33 @@ def task_of(recipe: Recipe) -> Task:
 
 
 def setup_for(
-    recipe: Recipe, policy: Policy, *, store: ImageStore, rubric: Rubric | None = None
+    recipe: Recipe, policy: Policy | None, *, store: ImageStore, rubric: Rubric | None = None
 ) -> Setup:
-    """Engine, tools, dialect and limits of the recipe around a policy."""
-    engine = TorchEngine(
-        policy.model,
-        policy.renderer,
-        store=store,
-        max_batch=recipe.rollout.concurrency,
-        barrier=recipe.deterministic,
-    )
+    """Engine, tools, dialect and limits of the recipe; without a policy, its endpoint is asked."""
+    engine: Engine
+    if policy is None:
+        engine = _endpoint(recipe, store)
+    else:
+        engine = TorchEngine(
+            policy.model,
+            policy.renderer,
+            store=store,
+            max_batch=recipe.rollout.concurrency,
+            barrier=recipe.deterministic,
+        )
     observation = recipe.rollout.observation
     toolbox = None
     if observation != "none" and recipe.dialect != "plain":
-        known = builtin_tools()
-        unknown = [t for t in recipe.tools if t not in known]
-        if unknown:
-            raise RecipeError(
-                f"No tool named {unknown[0]!r}. Available: {', '.join(sorted(known))}."
-            )
         toolbox = ToolBox(
-            [known[t] for t in recipe.tools], store=store, deadline_s=recipe.rollout.tool_deadline_s
+            _tools(recipe.tools), store=store, deadline_s=recipe.rollout.tool_deadline_s
         )
     return Setup(
         engine=engine,
         dialect=dialect(recipe.dialect, style=recipe.tool_style),
         store=store,
         toolbox=toolbox,
-        renderer=policy.renderer,
+        renderer=policy.renderer if policy else None,
+        frame=_frame(recipe) if policy is None else None,
         limits=Limits(
             recipe.rollout.max_turns,
             recipe.rollout.max_tokens_per_turn,
@@ -133,6 +137,43 @@ def setup_for(
         observation="text" if observation == "text" else "image",
         rubric=rubric,
     )
+
+
+def answering(recipe: Recipe, *, store: ImageStore, rubric: Rubric | None = None) -> Setup:
+    """The setup of a recipe that is only asked: its model loaded here, or its endpoint."""
+    policy = load_policy(recipe) if recipe.api is None else None
+    return setup_for(recipe, policy, store=store, rubric=rubric)
+
+
+def _tools(names: Sequence[str]) -> list[Tool]:
+    known = builtin_tools()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise RecipeError(f"No tool named {unknown[0]!r}. Available: {', '.join(sorted(known))}.")
+    return [known[name] for name in names]
+
+
+def _endpoint(recipe: Recipe, store: ImageStore) -> Engine:
+    from saccade.engines.api import ApiEngine
+
+    if recipe.api is None:
+        raise RecipeError("Training needs a model that is loaded here; remove the section api.")
+    return ApiEngine(
+        recipe.model,
+        store=store,
+        base_url=recipe.api.base_url,
+        images=recipe.api.images,
+        max_image_pixels=recipe.api.max_image_pixels,
+        timeout_s=recipe.api.timeout_s,
+        retries=recipe.api.retries,
+        concurrency=recipe.rollout.concurrency,
+    )
+
+
+def _frame(recipe: Recipe) -> Callable[[ImageRef], Frame]:
+    assert recipe.api is not None
+    make = getattr(Frame, recipe.api.frame)
+    return lambda image: make(image.width, image.height)
 
 
 def image_features(

@@ -68,7 +68,11 @@ def demo(
     """Base, cold start, V-ToolRL: train on this machine, evaluate each, write the report."""
     from saccade import demo as stages
 
-    results = stages.run(_recipe(recipe, overrides, run=run))
+    made = _recipe(recipe, overrides, run=run)
+    results = stages.run(made)
+    episode, gaze = stages.ask_one(made)
+    _print_episode(episode)
+    typer.echo(f"Gaze: {gaze}")
     _print_results(results)
     typer.echo(f"Report: {run / 'report.html'}")
 
@@ -90,7 +94,8 @@ def ask(
     from saccade.store import episode_to_json
     from saccade.view import gaze_picture
 
-    episode, store = asked(_recipe(recipe, [f"model={model}"]), image, question)
+    made = _recipe(recipe, None).model_copy(update={"model": model})
+    episode, store = asked(made, image, question)
     _save_picture(gaze_picture(episode, store), out)
     if as_json:
         typer.echo(json.dumps(episode_to_json(episode), ensure_ascii=False))

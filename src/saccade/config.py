@@ -33,6 +33,7 @@ from pydantic_core import ErrorDetails
 from saccade.errors import RecipeError
 
 __all__ = [
+    "ApiConfig",
     "EvalConfig",
     "PretrainConfig",
     "Recipe",
@@ -193,20 +194,10 @@ class PretrainConfig(_Section):
     """Optimiser steps."""
     charts_per_step: Positive = 8
     """Charts for each optimiser step."""
-    dense_steps: Whole = 0
-    """First optimiser steps, in which each chart gives a dozen lessons and not four."""
-    dense_charts_per_step: Positive = 8
-    """Charts for each of these steps."""
     learning_rate: Rate = 1e-3
     """Of AdamW, for embeddings, norms and biases, after the warm-up."""
     muon_learning_rate: Rate = 0.02
     """Of Muon, for weight matrices, after the warm-up."""
-    late_after: Whole | None = None
-    """Optimiser steps after which the late rates hold; null: never."""
-    late_learning_rate: Rate = 5e-4
-    """Of AdamW, from then on."""
-    late_muon_learning_rate: Rate = 0.005
-    """Of Muon, from then on."""
     warmup_steps: Whole = 100
     """Optimiser steps over which the learning rates rise from 0."""
     decay_steps: Whole = 1000
@@ -224,6 +215,23 @@ class PretrainConfig(_Section):
                 f"({self.steps}), got {self.warmup_steps} + {self.decay_steps}"
             )
         return self
+
+
+class ApiConfig(_Section):
+    """A model behind an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY."""
+
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Address of the endpoint, up to and including its version."""
+    frame: Literal["pixels", "thousand", "unit", "percent"] = "thousand"
+    """In which coordinates the model writes boxes."""
+    images: Literal["auto", "native", "user_followup"] = "user_followup"
+    """Where pictures of tools stand: in the tool's message, or in a message of the user."""
+    max_image_pixels: Positive | None = None
+    """Budget for each picture; null: as it is."""
+    timeout_s: Rate = 120.0
+    """Without a byte of an answer."""
+    retries: Whole = 4
+    """After errors that may pass."""
 
 
 class EvalConfig(_Section):
@@ -268,6 +276,8 @@ class Recipe(_Section):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     eval: EvalConfig = EvalConfig()
+    api: ApiConfig | None = None
+    """Where `model` is asked instead of being loaded: for `eval`, `rollout` and `ask`."""
 
     @field_validator("tools")
     @classmethod

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from saccade import measure, rl, sft
+from saccade.ask import ask
+from saccade.assemble import task_of
 from saccade.config import Recipe, recipe_hash
+from saccade.images import ImageStore
 from saccade.report import write_report
 from saccade.store import RunFolder
+from saccade.types import Episode
+from saccade.view import gaze_picture
 
-__all__ = ["ARMS", "run"]
+__all__ = ["ARMS", "ask_one", "run"]
 
 ARMS = ("base", "sft", "rl")
 PAIRS = (("sft", "base"), ("rl", "sft"))
@@ -43,6 +48,21 @@ def run(recipe: Recipe) -> dict[str, Any]:
         folder.write_json("results.json", results)
     write_report(top)
     return results
+
+
+def ask_one(recipe: Recipe) -> tuple[Episode, Path]:
+    """The trained model's answer to the first test item that needs a look, and its gaze, drawn."""
+    top = recipe.run or Path("runs/demo")
+    store = ImageStore()
+    task = task_of(recipe)
+    samples = task.load(recipe.eval.split, store=store, count=recipe.eval.items)
+    sample = next((s for s in samples if s.stratum == "look"), samples[0])
+    picture, gaze = top / "question.png", top / "gaze.png"
+    store.view(sample.images[0]).pixels.save(picture)
+    trained = recipe.model_copy(update={"model": str(top / "rl" / "model")})
+    episode, asked = ask(trained, picture, sample.question)
+    gaze_picture(episode, asked).save(gaze)
+    return episode, gaze
 
 
 def _stage(folder: Path, train: Any, recipe: Recipe) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saccade.assemble import load_policy, setup_for, task_of
+from saccade.assemble import answering, task_of
 from saccade.config import Recipe, check_same_run, dump_recipe
 from saccade.engines import Sampling
 from saccade.evaluate import (
@@ -62,7 +62,7 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
         with progress(f"eval {arm}", total=config.items, done=len(rows)) as bar:
             if len(rows) < config.items:
                 store = ImageStore()
-                setup = setup_for(recipe, load_policy(recipe), store=store, rubric=task.rubric)
+                setup = answering(recipe, store=store, rubric=task.rubric)
                 for start in range(0, config.items, CHUNK):
                     count = min(CHUNK, config.items - start)
                     samples = task.load(config.split, store=store, start=start, count=count)

@@ -11,14 +11,13 @@ small.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
@@ -32,9 +31,9 @@ from saccade.store import RunFolder
 from saccade.tokens import Flat, Tree, batch, flatten
 from saccade.types import ImageRef, Segment
 from saccade.worlds.charts import item
-from saccade.worlds.lessons import TOPICS, Lesson, few_lessons, lessons
+from saccade.worlds.lessons import TOPICS, lessons
 
-__all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_trees", "optimizers", "run"]
+__all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_tree", "optimizers", "run"]
 
 PATCH_RATE = 0.03
 """Learning rate of the patch embedding over that of the other parameters under AdamW."""
@@ -51,50 +50,23 @@ class Packed:
     grids: list[tuple[int, int, int]]
 
 
-def lesson_trees(
-    index: int, renderer: Qwen2VLRenderer, *, seed: int, dense: bool = True
-) -> list[Packed]:
-    """Lessons on chart `index`: first those about the picture, as branches of one tree, then each
-    reading of an enlarged view as a tree of its own. One view is also read beside the chart.
-    """
+def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
+    """Lessons on chart `index`: the picture as the trunk, each lesson as a branch."""
     chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
     rng = np.random.default_rng([seed, index, 7])
     picture = ImageRef(f"chart-{index}", *chart.drawing.image.size)
-    taught = (lessons if dense else few_lessons)(chart, rng, frame=renderer.frame(picture))
-    beside = next(k for k, lesson in enumerate(taught) if lesson.view is not None)
     shown = [(picture, chart.drawing.image)]
-    whole = renderer.encode_user_image(picture)
     branches: list[tuple[Segment, ...]] = []
     topics: list[int] = []
-    readings: list[Packed] = []
-    for number, lesson in enumerate(taught):
+    for number, lesson in enumerate(lessons(chart, rng, frame=renderer.frame(picture))):
         view = None
         if lesson.view is not None:
             view = ImageRef(f"chart-{index}-view-{number}", *lesson.view.size)
-            if number != beside:
-                readings.append(_reading_tree(view, lesson, renderer))
-                continue
             shown.append((view, lesson.view))
         asked = renderer.encode_user_rest(lesson.question, view)
         branches.append((asked, renderer.demonstrated(lesson.answer)))
         topics.append(TOPICS.index(lesson.topic))
-    return [_pack(Tree((whole,), tuple(branches)), topics, shown, renderer), *readings]
-
-
-def _reading_tree(view: ImageRef, lesson: Lesson, renderer: Qwen2VLRenderer) -> Packed:
-    assert lesson.view is not None
-    asked = renderer.encode_user_rest(lesson.question)
-    branch = (asked, renderer.demonstrated(lesson.answer))
-    tree = Tree((renderer.encode_user_image(view),), (branch,))
-    return _pack(tree, [TOPICS.index(lesson.topic)], [(view, lesson.view)], renderer)
-
-
-def _pack(
-    tree: Tree,
-    topics: Sequence[int],
-    shown: Sequence[tuple[ImageRef, Image.Image]],
-    renderer: Qwen2VLRenderer,
-) -> Packed:
+    tree = Tree((renderer.encode_user_image(picture),), tuple(branches))
     return Packed(
         flatten(tree, renderer),
         tuple(topics),
@@ -103,23 +75,17 @@ def _pack(
     )
 
 
-class LessonData(Dataset[list[Packed]]):
-    """The pretraining stream by chart; a dense chart gives a dozen lessons, others give four."""
+class LessonData(Dataset[Packed]):
+    """Charts `first` to `last` of the pretraining stream."""
 
-    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, dense: int, count: int) -> None:
-        self.renderer, self.seed, self.dense, self.count = renderer, seed, dense, count
+    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int) -> None:
+        self.renderer, self.seed, self.first, self.last = renderer, seed, first, last
 
     def __len__(self) -> int:
-        return self.count
+        return self.last - self.first
 
-    def __getitem__(self, index: int) -> list[Packed]:
-        return lesson_trees(index, self.renderer, seed=self.seed, dense=index < self.dense)
-
-
-def charts_before(step: int, config: PretrainConfig) -> int:
-    """How many charts the steps before this one saw: the first chart of the step."""
-    dense = min(step, config.dense_steps)
-    return dense * config.dense_charts_per_step + (step - dense) * config.charts_per_step
+    def __getitem__(self, k: int) -> Packed:
+        return lesson_tree(self.first + k, self.renderer, seed=self.seed)
 
 
 def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -170,7 +136,7 @@ def run(recipe: Recipe) -> Path:
         with progress("pretrain", total=config.steps, done=step) as bar:
             while step < config.steps and minutes + _since(began) < config.max_minutes:
                 packs = next(steps)
-                for optimizer, rate in zip(trained, _rates(step, config), strict=True):
+                for optimizer, rate in zip(trained, _rates(config), strict=True):
                     for group in optimizer.param_groups:
                         scale = group.get("scale", 1.0)
                         group["lr"] = rate * scale * learning_rate_factor(step, config)
@@ -195,30 +161,22 @@ def _step(
     packs: list[Packed],
     numbers: torch.Tensor,
 ) -> dict[str, float]:
-    """One optimiser step on the mean loss over all taught tokens, long and short trees apart."""
-    tokens = sum(int(p.flat.trained.sum()) for p in packs)
-    total = 0.0
-    seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    long, short = [p for p in packs if len(p.topics) > 1], [p for p in packs if len(p.topics) == 1]
-    for part in filter(None, (long, short)):
-        packed = batch([p.flat for p in part])
-        features = encode_images(
-            model, [x for p in part for x in p.patches], [g for p in part for g in p.grids]
-        )
-        logits = token_logits(model, packed, hidden_states(model, packed, features))  # (N, V)
-        loss = F.cross_entropy(logits, packed.target, reduction="sum") / tokens
-        loss.backward()
-        total += loss.item()
-        by_tree = pad_sequence([torch.tensor(p.topics) for p in part], batch_first=True)
-        topics = by_tree[packed.row, packed.branch]  # (N,)
-        seen.append((topics, logits.detach().argmax(-1), packed.target))
+    """One optimiser step on the mean loss over all taught tokens."""
+    packed = batch([p.flat for p in packs])
+    features = encode_images(
+        model, [x for p in packs for x in p.patches], [g for p in packs for g in p.grids]
+    )
+    logits = token_logits(model, packed, hidden_states(model, packed, features))  # (N, V)
+    loss = F.cross_entropy(logits, packed.target)
+    loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in trained:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    topics, guess, target = (torch.cat(t) for t in zip(*seen, strict=True))
-    row = {"loss": total, "grad_norm": norm.item()}
-    return row | _right(topics, guess, target, numbers)
+    by_tree = pad_sequence([torch.tensor(p.topics) for p in packs], batch_first=True)
+    topics = by_tree[packed.row, packed.branch]  # (N,)
+    row = {"loss": loss.item(), "grad_norm": norm.item()}
+    return row | _right(topics, logits.detach().argmax(-1), packed.target, numbers)
 
 
 def _right(
@@ -239,10 +197,8 @@ def _right(
     return row
 
 
-def _rates(step: int, config: PretrainConfig) -> tuple[float, float]:
-    """Of Muon and of AdamW at a step, before warm-up and decay."""
-    if config.late_after is not None and step >= config.late_after:
-        return (config.late_muon_learning_rate, config.late_learning_rate)
+def _rates(config: PretrainConfig) -> tuple[float, float]:
+    """Of Muon and of AdamW, before warm-up and decay."""
     return (config.muon_learning_rate, config.learning_rate)
 
 
@@ -252,25 +208,12 @@ def _since(began: float) -> float:
 
 def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterator[list[Packed]]:
     """Batches from step `first` on, drawn by a process beside this one."""
-    config = recipe.pretrain
-    data = LessonData(
-        renderer,
-        seed=recipe.seed,
-        dense=charts_before(config.dense_steps, config),
-        count=charts_before(config.steps, config),
-    )
-    batches = [
-        list(range(charts_before(step, config), charts_before(step + 1, config)))
-        for step in range(first, config.steps)
-    ]
-    loader: DataLoader[list[Packed]] = DataLoader(
-        data, batch_sampler=batches, num_workers=1, collate_fn=_joined, prefetch_factor=4
+    size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
+    data = LessonData(renderer, seed=recipe.seed, first=first * size, last=steps * size)
+    loader: DataLoader[Packed] = DataLoader(
+        data, batch_size=size, num_workers=1, collate_fn=list, prefetch_factor=4
     )
     return iter(loader)
-
-
-def _joined(charts: list[list[Packed]]) -> list[Packed]:
-    return [pack for chart in charts for pack in chart]
 
 
 def _checkpoint(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from saccade.assemble import load_policy, setup_for, task_of
+from saccade.assemble import answering, task_of
 from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.images import ImageStore
@@ -22,7 +22,7 @@ def sample_episodes(recipe: Recipe, split: str, *, count: int) -> list[Episode]:
     store = ImageStore()
     task = task_of(recipe)
     samples = task.load(split, store=store, count=count)
-    setup = setup_for(recipe, load_policy(recipe), store=store, rubric=task.rubric)
+    setup = answering(recipe, store=store, rubric=task.rubric)
     sampling = Sampling(recipe.rollout.temperature, recipe.rollout.max_tokens_per_turn)
     episodes = asyncio.run(
         rollout(

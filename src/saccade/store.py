@@ -22,6 +22,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +61,7 @@ __all__ = [
     "environment",
     "episode_from_json",
     "episode_to_json",
+    "replacing",
     "write_atomic",
 ]
 
@@ -179,6 +181,28 @@ def write_atomic(path: Path, data: bytes) -> None:
             _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `folder` once it is whole and on the disk.
+
+    Whatever is raised inside leaves the old one as it was; errors of the file system come out as
+    StorageError.
+    """
+    new = folder.parent / f".new-{folder.name}"
+    with _Writing(f"{folder.name} of {folder.parent.name!r}"):
+        shutil.rmtree(new, ignore_errors=True)
+        try:
+            new.mkdir(parents=True)
+            yield new
+            _sync_tree(new)
+            if folder.exists():
+                _discard(folder)
+            new.replace(folder)
+            _sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
 
 
 def _without_infinities(value: Any) -> Any:

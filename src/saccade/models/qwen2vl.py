@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageTextToText
 
@@ -54,9 +55,15 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module
     """
     if not (folder / "config.json").is_file():
         raise RecipeError(f"No model in folder {folder.name!r}: config.json is missing.")
-    model = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(
+            f"The model in folder {folder.name!r} can't be loaded: {reason}"
+        ) from None
     return with_linear_patches(model).eval()
 
 

@@ -23,6 +23,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
 from saccade.renderers.qwen2vl import Qwen2VLRenderer, Qwen2VLSettings
+from saccade.store import replacing
 
 __all__ = ["build_model", "build_tokenizer", "number_ids", "save"]
 
@@ -206,15 +207,14 @@ def save(
     `made_by` (recipe hash, seed) is stored as `saccade.json`.
     """
     disable_progress_bar()  # ours are the only bars
-    folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
-    model.save_pretrained(folder, state_dict=state)
-    save_processor(renderer, folder)
-    (folder / "saccade.json").write_text(
-        json.dumps(dict(made_by), indent=1) + "\n", encoding="utf-8"
-    )
+    with replacing(folder) as new:
+        model.save_pretrained(new, state_dict=state)
+        save_processor(renderer, new)
+        text = json.dumps(dict(made_by), indent=1) + "\n"
+        (new / "saccade.json").write_text(text, encoding="utf-8")
 
 
 def save_processor(renderer: Qwen2VLRenderer, folder: Path) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -97,8 +97,9 @@ class Qwen2VLRenderer:
                 raise RecipeError(
                     f"Model folder {folder.name!r} has no {name}; save a processor with it."
                 )
-        stored = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        model_type = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
+        stored = _json_object(folder / "preprocessor_config.json")
+        model_type = _json_object(folder / "config.json").get("model_type")
+        _json_object(folder / "tokenizer.json")
         if model_type not in ("qwen2_vl", "qwen2_5_vl"):
             raise RecipeError(
                 f"Model type {model_type!r} has no renderer here; supported: qwen2_vl, qwen2_5_vl."
@@ -286,6 +287,16 @@ class Qwen2VLRenderer:
             raise ValueError("The segment has more image pads than its images cost features.")
         out[:, at:] = position + np.arange(len(ids) - at)
         return Positions(out, position + len(ids) - at)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{file.name} of the model can't be read: {error}.") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{file.name} of the model must hold an object; save the model again.")
+    return found
 
 
 def _encodable(text: str) -> str:

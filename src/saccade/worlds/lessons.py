@@ -24,7 +24,6 @@ __all__ = [
     "Lesson",
     "Topic",
     "box_text",
-    "few_lessons",
     "label_region",
     "lessons",
     "rounded_box",
@@ -34,8 +33,6 @@ Topic = Literal["caption", "pointing", "naming", "question", "reading", "arithme
 TOPICS: tuple[Topic, ...] = ("caption", "pointing", "naming", "question", "reading", "arithmetic")
 GRAIN = 10
 """Boxes of lessons are rounded outward to multiples of this many units of the frame."""
-READINGS = 5
-"""Labels read on one chart, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ def label_region(label: Box, *, width: int, height: int) -> Box:
     return region
 
 
-def few_lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
+def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
     """Four lessons on one chart, drawn from all topics: for seeing many charts."""
     spec, drawing = item.spec, item.drawing
     width, height = drawing.image.size
@@ -93,28 +90,6 @@ def few_lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> l
     else:
         found.append(_other_question(item, rng) if kind < 0.6 else _arithmetic(rng, names))
     found.append(_reading(item, str(rng.choice(names)), rng))
-    return found
-
-
-def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
-    """About a dozen lessons on one chart; `frame` is that of the chart as the model will see it."""
-    spec, drawing = item.spec, item.drawing
-    width, height = drawing.image.size
-    names = [n for n, _ in spec.entries]
-    regions = {n: label_region(drawing.labels[n], width=width, height=height) for n in names}
-    found = [_caption(item, regions, rng, frame), _pointing(item, regions, rng, frame)]
-    name = str(rng.choice(names))
-    found.append(
-        Lesson("pointing", f"Where is the label of {name}?", box_text(frame, regions[name]))
-    )
-    name = str(rng.choice(names))
-    box = drawing.marks[name] if rng.random() < 0.5 else regions[name]
-    found.append(Lesson("naming", f"What is at {box_text(frame, box)}?", name))
-    found.append(Lesson("question", item.question, item.answer))
-    found.append(_other_question(item, rng))
-    for name in rng.permutation(names)[:READINGS]:
-        found.append(_reading(item, str(name), rng))
-    found.append(_arithmetic(rng, names))
     return found
 
 
