@@ -555,12 +555,12 @@ REGION = [0, 0, 100, 100]
         (
             call("zooom"),
             "No tool named 'zooom'. Available: crop, draw_horizontal_line, draw_vertical_line, "
-            "terminate, zoom. Did you mean zoom?",
+            "look, terminate, zoom. Did you mean zoom?",
         ),
         (
             call("DrawHorizontalLine"),
             "No tool named 'DrawHorizontalLine'. Available: crop, draw_horizontal_line, "
-            "draw_vertical_line, terminate, zoom. Did you mean draw_horizontal_line?",
+            "draw_vertical_line, look, terminate, zoom. Did you mean draw_horizontal_line?",
         ),
         (
             call("crop", image="img_7", box=REGION),

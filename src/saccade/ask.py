@@ -15,9 +15,10 @@ from saccade.types import Episode, Sample
 __all__ = ["TINY_KNOWS", "ask"]
 
 TINY_KNOWS = (
-    "saccade-tiny knows drawn bar and line charts whose marks are called by their colours: their "
-    "values, differences, the highest or lowest, which of two is higher. It knows nothing else: no "
-    "photographs, no other words. For those, give a real model with --model."
+    "saccade-tiny knows drawn bar and line charts of three to five marks, called bar 1, bar 2 ... "
+    "or point 1, point 2 ... from the left: values, differences, the highest or lowest, which of "
+    "two is higher. It knows nothing else: no photographs, no other words. For those, give a real "
+    "model with --model."
 )
 
 

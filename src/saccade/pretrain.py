@@ -30,7 +30,7 @@ from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.store import RunFolder
 from saccade.tokens import Flat, Tree, batch, flatten
 from saccade.types import ImageRef, Segment
-from saccade.worlds.charts import item
+from saccade.worlds.charts import Naming, item
 from saccade.worlds.lessons import TOPICS, lessons
 
 __all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_tree", "optimizers", "run"]
@@ -50,15 +50,18 @@ class Packed:
     grids: list[tuple[int, int, int]]
 
 
-def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
+def lesson_tree(
+    index: int, renderer: Qwen2VLRenderer, *, seed: int, by: Naming = "place"
+) -> Packed:
     """Lessons on chart `index`: the picture as the trunk, each lesson as a branch."""
     chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
     rng = np.random.default_rng([seed, index, 7])
     picture = ImageRef(f"chart-{index}", *chart.drawing.image.size)
     shown = [(picture, chart.drawing.image)]
+    taught = lessons(chart, rng, frame=renderer.frame(picture), by=by)
     branches: list[tuple[Segment, ...]] = []
     topics: list[int] = []
-    for number, lesson in enumerate(lessons(chart, rng, frame=renderer.frame(picture))):
+    for number, lesson in enumerate(taught):
         view = None
         if lesson.view is not None:
             view = ImageRef(f"chart-{index}-view-{number}", *lesson.view.size)
@@ -78,14 +81,20 @@ def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
 class LessonData(Dataset[Packed]):
     """Charts `first` to `last` of the pretraining stream."""
 
-    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int) -> None:
+    def __init__(
+        self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int, by_colour: int
+    ) -> None:
         self.renderer, self.seed, self.first, self.last = renderer, seed, first, last
+        self.by_colour = by_colour
+        """Charts before this one are asked about by colour."""
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __getitem__(self, k: int) -> Packed:
-        return lesson_tree(self.first + k, self.renderer, seed=self.seed)
+        index = self.first + k
+        by: Naming = "colour" if index < self.by_colour else "place"
+        return lesson_tree(index, self.renderer, seed=self.seed, by=by)
 
 
 def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -209,7 +218,13 @@ def _since(began: float) -> float:
 def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterator[list[Packed]]:
     """Batches from step `first` on, drawn by a process beside this one."""
     size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
-    data = LessonData(renderer, seed=recipe.seed, first=first * size, last=steps * size)
+    data = LessonData(
+        renderer,
+        seed=recipe.seed,
+        first=first * size,
+        last=steps * size,
+        by_colour=recipe.pretrain.colour_steps * size,
+    )
     loader: DataLoader[Packed] = DataLoader(
         data, batch_size=size, num_workers=1, collate_fn=list, prefetch_factor=4
     )

@@ -43,7 +43,8 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     should_look = chart.stratum == "look"
     looks = (should_look and quality != "no_look") or (not should_look and quality == "needless")
     by_height = all(box == chart.drawing.marks[name] for name, box in chart.evidence)
-    read = [f"{name} is {chart.spec.value(name)}" for name in chart.names]
+    called = [chart.spec.called(name) for name in chart.names]
+    read = [f"{c} is {chart.spec.value(n)}" for c, n in zip(called, chart.names, strict=True)]
     final = Parsed(
         thought="" if by_height and not looks else ", ".join(read) + ".",
         answer=Answer(chart.answer),
@@ -58,7 +59,7 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
         )
         for number, name in enumerate(chart.names)
     )
-    return [Parsed(thought=f"Look at {' and '.join(chart.names)}.", calls=calls), final]
+    return [Parsed(thought=f"Look at {' and '.join(called)}.", calls=calls), final]
 
 
 def _look(chart: ChartItem, name: str, quality: str, rng: np.random.Generator) -> list[int]:

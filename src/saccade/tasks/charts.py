@@ -10,7 +10,7 @@ from saccade.errors import RecipeError
 from saccade.images import ImageStore, root_view
 from saccade.rewards import Rubric, answer
 from saccade.types import Evidence, Sample
-from saccade.worlds.charts import COLORS, SPLITS, ChartItem, item
+from saccade.worlds.charts import SPLITS, ChartItem, item
 
 __all__ = ["Charts"]
 
@@ -51,7 +51,8 @@ class Charts:
         """A plausible answer that is not the right one."""
         if sample.answer.isdigit():
             return str(int(sample.answer) + 1)
-        return next(c for c in COLORS if c != sample.answer)
+        mark, place = sample.answer.split()
+        return f"{mark} {2 if place == '1' else 1}"
 
     def _sample(self, chart: ChartItem, store: ImageStore) -> Sample:
         image = store.add(root_view(chart.drawing.image))

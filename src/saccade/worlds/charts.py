@@ -32,12 +32,14 @@ __all__ = [
     "ChartSpec",
     "draw",
     "item",
+    "question",
     "spec_for",
     "thumbnail_scale",
 ]
 
 ChartKind = Literal["bar", "line"]
 QuestionKind = Literal["value", "difference", "extremum", "comparison"]
+Naming = Literal["colour", "place"]
 KINDS: tuple[QuestionKind, ...] = ("value", "difference", "extremum", "comparison")
 SPLITS = {"pretrain": (0, 70), "train": (70, 84), "validation": (84, 90), "test": (90, 100)}
 """Percentiles of the data hash that belong to each split."""
@@ -86,6 +88,13 @@ class ChartSpec:
 
     def value(self, name: str) -> int:
         return dict(self.entries)[name]
+
+    def called(self, name: str, by: Naming = "place") -> str:
+        """A mark as questions call it: by its colour, or by its place from the left."""
+        if by == "colour":
+            return name
+        mark = "bar" if self.chart == "bar" else "point"
+        return f"{mark} {[n for n, _ in self.entries].index(name) + 1}"
 
     @property
     def digest(self) -> str:
@@ -206,7 +215,7 @@ def item(split: str, index: int, *, max_pixels: int = 16 * 28 * 28) -> ChartItem
     """
     spec, kind, asked, rng = spec_for(split, index)
     drawing = draw(spec, rng, max_pixels=max_pixels)
-    question, answer = _question(spec, kind, asked, rng)
+    text, answer = question(spec, kind, asked)
     scale = thumbnail_scale(*drawing.image.size, max_pixels)
     gap_px = abs(drawing.tips[asked[0]] - drawing.tips[asked[-1]]) * scale
     by_height = kind in ("extremum", "comparison") and gap_px >= VISIBLE_GAP_PX
@@ -217,7 +226,7 @@ def item(split: str, index: int, *, max_pixels: int = 16 * 28 * 28) -> ChartItem
         spec=spec,
         drawing=drawing,
         kind=kind,
-        question=question,
+        question=text,
         answer=answer,
         names=asked,
         evidence=evidence,
@@ -225,21 +234,21 @@ def item(split: str, index: int, *, max_pixels: int = 16 * 28 * 28) -> ChartItem
     )
 
 
-def _question(
-    spec: ChartSpec, kind: QuestionKind, asked: tuple[str, ...], rng: np.random.Generator
+def question(
+    spec: ChartSpec, kind: QuestionKind, asked: tuple[str, ...], *, by: Naming = "place"
 ) -> tuple[str, str]:
+    """The question of that kind about the asked marks, and its answer."""
+    called = [spec.called(name, by) for name in asked]
     if kind == "value":
-        return f"What is the value of {asked[0]}?", str(spec.value(asked[0]))
+        return f"What is the value of {called[0]}?", str(spec.value(asked[0]))
     if kind == "difference":
-        more, less = asked
-        answer = str(spec.value(more) - spec.value(less))
-        return f"How much higher is {more} than {less}?", answer
+        answer = str(spec.value(asked[0]) - spec.value(asked[1]))
+        return f"How much higher is {called[0]} than {called[1]}?", answer
     if kind == "comparison":
-        first, second = asked
-        higher = first if spec.value(first) > spec.value(second) else second
-        return f"Which is higher, {first} or {second}?", higher
+        higher = called[0] if spec.value(asked[0]) > spec.value(asked[1]) else called[1]
+        return f"Which is higher, {called[0]} or {called[1]}?", higher
     highest = spec.value(asked[0]) > spec.value(asked[1])
-    return f"Which is the {'highest' if highest else 'lowest'}?", asked[0]
+    return f"Which is the {'highest' if highest else 'lowest'}?", called[0]
 
 
 def draw(spec: ChartSpec, rng: np.random.Generator, *, max_pixels: int) -> ChartDrawing:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from saccade.geometry import Box, Frame
-from saccade.worlds.charts import ChartItem
+from saccade.worlds.charts import ChartItem, Naming, question
 
 __all__ = [
     "GRAIN",
@@ -69,38 +69,51 @@ def label_region(label: Box, *, width: int, height: int) -> Box:
     return region
 
 
-def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
+def lessons(
+    item: ChartItem, rng: np.random.Generator, *, frame: Frame, by: Naming = "place"
+) -> list[Lesson]:
     """Four lessons on one chart, drawn from all topics: for seeing many charts."""
     spec, drawing = item.spec, item.drawing
     width, height = drawing.image.size
     names = [n for n, _ in spec.entries]
     regions = {n: label_region(drawing.labels[n], width=width, height=height) for n in names}
-    first = _caption if rng.random() < 0.4 else _pointing
-    found = [first(item, regions, rng, frame)]
+    captioned = rng.random() < 0.4
+    found = [
+        _caption(item, regions, rng, frame)
+        if captioned
+        else _pointing(item, regions, rng, frame, by)
+    ]
     name = str(rng.choice(names))
     if rng.random() < 0.7:
-        asked = f"Where is the label of {name}?"
+        asked = f"Where is the label of {spec.called(name, by)}?"
         found.append(Lesson("pointing", asked, box_text(frame, regions[name])))
     else:
         box = drawing.marks[name] if rng.random() < 0.5 else regions[name]
         found.append(Lesson("naming", f"What is at {box_text(frame, box)}?", name))
     kind = rng.random()
     if kind < 0.4:
-        found.append(Lesson("question", item.question, item.answer))
+        found.append(Lesson("question", *question(spec, item.kind, item.names, by=by)))
     else:
-        found.append(_other_question(item, rng) if kind < 0.6 else _arithmetic(rng, names))
+        called = [spec.called(n, by) for n in names]
+        found.append(_other_question(item, rng, by) if kind < 0.6 else _arithmetic(rng, called))
     found.append(_reading(item, str(rng.choice(names)), rng))
     return found
 
 
 def _pointing(
-    item: ChartItem, regions: dict[str, Box], rng: np.random.Generator, frame: Frame
+    item: ChartItem,
+    regions: dict[str, Box],
+    rng: np.random.Generator,
+    frame: Frame,
+    by: Naming,
 ) -> Lesson:
     """All marks, or all labels, in an order that only the question tells."""
     names = [str(n) for n in rng.permutation([n for n, _ in item.spec.entries])]
     asked, boxes = ("", item.drawing.marks) if rng.random() < 0.4 else ("the labels of ", regions)
-    listed = "\n".join(f"{n} {box_text(frame, boxes[n])}" for n in names)
-    return Lesson("pointing", f"Where are {asked}{', '.join(names)}?", listed)
+    called = [item.spec.called(n, by) for n in names]
+    found = zip(called, names, strict=True)
+    listed = "\n".join(f"{c} {box_text(frame, boxes[n])}" for c, n in found)
+    return Lesson("pointing", f"Where are {asked}{', '.join(called)}?", listed)
 
 
 def _caption(
@@ -113,14 +126,13 @@ def _caption(
     return Lesson("caption", "List the labels.", "\n".join(listed))
 
 
-def _other_question(item: ChartItem, rng: np.random.Generator) -> Lesson:
-    """A plain question on the same chart, of another kind than the item's own."""
+def _other_question(item: ChartItem, rng: np.random.Generator, by: Naming) -> Lesson:
+    """A plain question on the same chart about two marks at random."""
     entries = item.spec.entries
     a, b = (int(i) for i in rng.permutation(len(entries))[:2])
-    (first, v), (second, w) = entries[a], entries[b]
-    if rng.random() < 0.5 or v == w:
-        return Lesson("question", f"What is the value of {first}?", str(v))
-    return Lesson("question", f"Which is higher, {first} or {second}?", first if v > w else second)
+    asked = (entries[a][0], entries[b][0])
+    kind = "value" if rng.random() < 0.5 or entries[a][1] == entries[b][1] else "comparison"
+    return Lesson("question", *question(item.spec, kind, asked, by=by))
 
 
 def _reading(item: ChartItem, name: str, rng: np.random.Generator) -> Lesson:
