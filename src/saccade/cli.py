@@ -245,7 +245,7 @@ def synth(
     out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
     count: Annotated[int, typer.Option(min=1, help="Demonstrations.")] = 400,
     seed: int = 0,
-    dialect: Annotated[str, typer.Option(help="How turns are written.")] = "hermes",
+    dialect: Annotated[str, typer.Option(help="How turns are written.")] = "pointing",
 ) -> None:
     """Write demonstrations for charts, by an oracle that is good in most cases and bad in some."""
     from saccade.dialects import dialect as dialect_named

@@ -262,10 +262,11 @@ class Recipe(_Section):
     """Bit-identical weights on the same machine, also after a resume; somewhat slower."""
     model: str = "saccade-tiny-base"
     """Folder of a model, or the name of a built-in one."""
-    dialect: Literal["hermes", "openthinkimg", "plain"] = "hermes"
+    dialect: Literal["hermes", "openthinkimg", "plain", "pointing"] = "hermes"
     """Text form of tool calls."""
-    tool_style: Literal["schema", "signature"] = "schema"
-    """How the prompt describes tools: JSON schemas, or one short line for each."""
+    tool_style: Literal["schema", "signature", "silent"] = "schema"
+    """How the prompt describes tools: JSON schemas, one short line for each, or not at all, for a
+    model that knows them from its demonstrations."""
     tools: tuple[str, ...] = ("zoom", "crop")
     """Tools that the model may call, by name; the answer action is always there."""
     min_image_tokens: Positive = 4

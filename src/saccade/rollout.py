@@ -117,13 +117,13 @@ def opening(sample: Sample, setup: Setup) -> tuple[Message, ...]:
     question.
     """
     messages: list[Message] = []
-    if setup.toolbox is not None:
-        instructions = setup.dialect.instructions(setup.toolbox.specs)
-        messages.append(Message("system", (Text(instructions),)))
+    told = "" if setup.toolbox is None else setup.dialect.instructions(setup.toolbox.specs)
+    if told:
+        messages.append(Message("system", (Text(told),)))
     parts: list[Part] = []
     for number, image in enumerate(sample.images):
         name = f"img_{number}"
-        if setup.toolbox is not None or len(sample.images) > 1:
+        if told or len(sample.images) > 1:
             parts.append(Text(f"{name}: "))
         parts.append(ImageShown(image, name))
     messages.append(Message("user", (*parts, Text(sample.question))))

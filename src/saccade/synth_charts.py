@@ -59,7 +59,7 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
         )
         for number, name in enumerate(chart.names)
     )
-    return [Parsed(thought=f"Look at {' and '.join(called)}.", calls=calls), final]
+    return [Parsed(thought="\n".join(called), calls=calls), final]
 
 
 def _look(chart: ChartItem, name: str, quality: str, rng: np.random.Generator) -> list[int]:

@@ -13,11 +13,22 @@ from typing import Protocol, get_args, runtime_checkable
 from saccade.dialects.hermes import Hermes
 from saccade.dialects.openthinkimg import OpenThinkIMG
 from saccade.dialects.plain import Plain
+from saccade.dialects.pointing import Pointing
 from saccade.dialects.scan import FrameOf, Style
 from saccade.errors import RecipeError
 from saccade.types import Message, Parsed, ToolResult, ToolSpec
 
-__all__ = ["DIALECTS", "Dialect", "FrameOf", "Hermes", "OpenThinkIMG", "Plain", "Style", "dialect"]
+__all__ = [
+    "DIALECTS",
+    "Dialect",
+    "FrameOf",
+    "Hermes",
+    "OpenThinkIMG",
+    "Plain",
+    "Pointing",
+    "Style",
+    "dialect",
+]
 
 
 @runtime_checkable
@@ -46,8 +57,8 @@ class Dialect(Protocol):
         ...
 
 
-DIALECTS: dict[str, type[Hermes] | type[OpenThinkIMG] | type[Plain]] = {
-    kind.name: kind for kind in (Hermes, OpenThinkIMG, Plain)
+DIALECTS: dict[str, type[Hermes] | type[OpenThinkIMG] | type[Plain] | type[Pointing]] = {
+    kind.name: kind for kind in (Hermes, OpenThinkIMG, Plain, Pointing)
 }
 
 

@@ -87,6 +87,8 @@ class Hermes:
 
     def instructions(self, specs: Sequence[ToolSpec]) -> str:
         """The system prompt: the tools and, in schema style, the format of a call."""
+        if self.style == "silent":
+            return ""
         if self.style == "signature":
             return "\n".join(signature(spec) for spec in specs)
         tools = "\n".join(

@@ -94,6 +94,8 @@ class OpenThinkIMG:
     def instructions(self, specs: Sequence[ToolSpec]) -> str:
         """The system prompt: the tools and, in schema style, the format of a turn."""
         specs = [replace(s, name=_TERMINATE) if s.name.lower() == ANSWER_NAME else s for s in specs]
+        if self.style == "silent":
+            return ""
         if self.style == "signature":
             return "\n".join(signature(spec) for spec in specs)
         tools = "\n".join(

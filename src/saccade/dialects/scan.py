@@ -52,7 +52,7 @@ __all__ = [
     "write_json",
 ]
 
-Style = Literal["schema", "signature"]
+Style = Literal["schema", "signature", "silent"]
 FrameOf = Callable[[ImageRef], Frame]
 
 MAX_DEPTH = 64

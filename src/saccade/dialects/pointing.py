@@ -1,0 +1,113 @@
+"""Looking by pointing: a line that ends in a box is a look there, `Answer:` ends the episode.
+
+    bar 4 [810, 200, 870, 260]
+    bar 3 [600, 320, 650, 380]
+
+asks for a look at both boxes of img_0, and
+
+    bar 4 is 83, bar 3 is 68.
+    Answer: 15
+
+answers. For models that can point and know no JSON, such as the tiny one: what they learned as an
+answer becomes a call as it stands.
+
+Invariant: parse never raises, and parse(render(x)) == x for every x that render accepts: calls of
+`look` on img_0 with whole numbers and one line of thought each, or an answer with a thought.
+
+Left out on purpose: other tools and other images than the first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from saccade.dialects.scan import FrameOf, Style, merge_texts, part_lines, replace_surrogates
+from saccade.types import (
+    Answer,
+    ImageShown,
+    Message,
+    Parsed,
+    Part,
+    Text,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+)
+
+__all__ = ["Pointing"]
+
+_LOOK = re.compile(r" ?\[(\d{1,4}), (\d{1,4}), (\d{1,4}), (\d{1,4})\]$")
+_ANSWER = "Answer:"
+_IMAGE = "img_0"
+
+
+@dataclass(frozen=True, slots=True)
+class Pointing:
+    """Reads and writes boxes at the ends of lines."""
+
+    style: Style = "schema"
+    name: ClassVar[str] = "pointing"
+
+    def parse(self, text: str) -> Parsed:
+        """One turn of the model. Never raises; time linear in the length."""
+        said: list[str] = []
+        calls: list[ToolCall] = []
+        answer = None
+        for line in replace_surrogates(text).split("\n"):
+            found = _LOOK.search(line[-32:])
+            if found:
+                box = [int(v) for v in found.groups()]
+                name = f"call_{len(calls)}"
+                calls.append(ToolCall(name, "look", {"image": _IMAGE, "box": box}))
+                line = line[: len(line) - len(found[0])]
+            elif line.startswith(_ANSWER) and answer is None:
+                answer = Answer(line[len(_ANSWER) :].strip())
+                continue
+            if line.strip():
+                said.append(line.strip())
+        return Parsed("\n".join(said), tuple(calls), answer)
+
+    def render(self, parsed: Parsed) -> str:
+        """The canonical text of a turn. Raises ValueError where it would not parse to the same."""
+        lines = parsed.thought.split("\n") if parsed.thought else []
+        if parsed.calls:
+            boxes = [c.arguments["box"] for c in parsed.calls if isinstance(c, ToolCall)]
+            if len(boxes) != len(lines):
+                raise ValueError(f"{len(boxes)} looks need as many lines, got {len(lines)}.")
+            lines = [
+                f"{said} [{', '.join(str(v) for v in box)}]"
+                for said, box in zip(lines, boxes, strict=True)
+            ]
+        if parsed.answer is not None:
+            lines.append(f"{_ANSWER} {parsed.answer.text}")
+        text = "\n".join(lines)
+        if self.parse(text) != parsed:
+            raise ValueError(f"The pointing dialect has no words for this turn: {text[:80]!r}.")
+        return text
+
+    def instructions(self, specs: Sequence[ToolSpec]) -> str:
+        """How to look and answer; nothing in silent style."""
+        if self.style == "silent":
+            return ""
+        return (
+            "To look at a part of the picture, write a line with what it is and its box, like "
+            "label [x0, y0, x1, y1]. To answer, write a line that begins with Answer: ."
+        )
+
+    def observation(
+        self, results: Sequence[ToolResult], *, frame: FrameOf, note: str = ""
+    ) -> Message:
+        """The pictures in the order of the looks, then what was said, a line each."""
+        parts: list[Part] = []
+        for result in results:
+            pictures = [p for p in result.parts if isinstance(p, ImageShown)]
+            parts += pictures
+            if not pictures:
+                for line in part_lines(result, frame):
+                    parts += (*line, Text("\n"))
+        if note:
+            parts.append(Text(note))
+        return Message("tool", merge_texts(parts))
