@@ -44,11 +44,9 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     looks = (should_look and quality != "no_look") or (not should_look and quality == "needless")
     by_height = all(box == chart.drawing.marks[name] for name, box in chart.evidence)
     called = [chart.spec.called(name) for name in chart.names]
-    read = [f"{c} is {chart.spec.value(n)}" for c, n in zip(called, chart.names, strict=True)]
-    final = Parsed(
-        thought="" if by_height and not looks else ", ".join(read) + ".",
-        answer=Answer(chart.answer),
-    )
+    read = [str(chart.spec.value(n)) for n in chart.names]
+    worked = [] if chart.kind == "value" or (by_height and not looks) else read
+    final = Parsed(thought=", ".join(worked), answer=Answer(chart.answer))
     if not looks:
         return [final]
     calls = tuple(

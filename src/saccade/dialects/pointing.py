@@ -1,18 +1,18 @@
-"""Looking by pointing: a line that ends in a box is a look there, `Answer:` ends the episode.
+"""Looking by pointing: a line that ends in a box is a look there; a turn without one answers.
 
     bar 4 [810, 200, 870, 260]
     bar 3 [600, 320, 650, 380]
 
 asks for a look at both boxes of img_0, and
 
-    bar 4 is 83, bar 3 is 68.
-    Answer: 15
+    83, 68
+    15
 
-answers. For models that can point and know no JSON, such as the tiny one: what they learned as an
-answer becomes a call as it stands.
+answers 15. For models that can point and know no JSON, such as the tiny one: what they learned as
+an answer becomes a call, or stays an answer, as it stands.
 
 Invariant: parse never raises, and parse(render(x)) == x for every x that render accepts: calls of
-`look` on img_0 with whole numbers and one line of thought each, or an answer with a thought.
+`look` on img_0 with whole numbers and one line of thought each, or an answer of one line.
 
 Left out on purpose: other tools and other images than the first.
 """
@@ -40,7 +40,8 @@ from saccade.types import (
 __all__ = ["Pointing"]
 
 _LOOK = re.compile(r" ?\[(\d{1,4}), (\d{1,4}), (\d{1,4}), (\d{1,4})\]$")
-_ANSWER = "Answer:"
+REQUEST = "Read."
+"""Stands behind each picture, as behind the views of which a base model was asked to read."""
 _IMAGE = "img_0"
 
 
@@ -55,7 +56,6 @@ class Pointing:
         """One turn of the model. Never raises; time linear in the length."""
         said: list[str] = []
         calls: list[ToolCall] = []
-        answer = None
         for line in replace_surrogates(text).split("\n"):
             found = _LOOK.search(line[-32:])
             if found:
@@ -63,12 +63,11 @@ class Pointing:
                 name = f"call_{len(calls)}"
                 calls.append(ToolCall(name, "look", {"image": _IMAGE, "box": box}))
                 line = line[: len(line) - len(found[0])]
-            elif line.startswith(_ANSWER) and answer is None:
-                answer = Answer(line[len(_ANSWER) :].strip())
-                continue
             if line.strip():
                 said.append(line.strip())
-        return Parsed("\n".join(said), tuple(calls), answer)
+        if calls or not said:
+            return Parsed("\n".join(said), tuple(calls))
+        return Parsed("\n".join(said[:-1]), answer=Answer(said[-1]))
 
     def render(self, parsed: Parsed) -> str:
         """The canonical text of a turn. Raises ValueError where it would not parse to the same."""
@@ -82,7 +81,7 @@ class Pointing:
                 for said, box in zip(lines, boxes, strict=True)
             ]
         if parsed.answer is not None:
-            lines.append(f"{_ANSWER} {parsed.answer.text}")
+            lines.append(parsed.answer.text)
         text = "\n".join(lines)
         if self.parse(text) != parsed:
             raise ValueError(f"The pointing dialect has no words for this turn: {text[:80]!r}.")
@@ -94,7 +93,7 @@ class Pointing:
             return ""
         return (
             "To look at a part of the picture, write a line with what it is and its box, like "
-            "label [x0, y0, x1, y1]. To answer, write a line that begins with Answer: ."
+            "label [x0, y0, x1, y1]. To answer, write no box; the last line is the answer."
         )
 
     def observation(
@@ -104,7 +103,8 @@ class Pointing:
         parts: list[Part] = []
         for result in results:
             pictures = [p for p in result.parts if isinstance(p, ImageShown)]
-            parts += pictures
+            for picture in pictures:
+                parts += (picture, Text(REQUEST))
             if not pictures:
                 for line in part_lines(result, frame):
                     parts += (*line, Text("\n"))
