@@ -18,7 +18,7 @@ from saccade.worlds.lessons import GRAIN, label_region, rounded_box
 
 __all__ = ["QUALITIES", "demonstrate", "demonstrations"]
 
-QUALITIES = {"good": 0.55, "sloppy": 0.25, "no_look": 0.15, "needless": 0.05}
+QUALITIES = {"good": 0.65, "sloppy": 0.15, "no_look": 0.15, "needless": 0.05}
 """Shares: looks where the evidence is; looks beside it; answers without looking; looks without
 need.
 """

@@ -1,4 +1,4 @@
-"""look: a region without its empty margins.
+"""look: a region, trimmed to the print in it.
 
 Invariant: nothing is enlarged and nothing is drawn; the result is a rectangle of the parent's own
 pixels. What the model sees of it is under the renderer's budget, like every picture.
@@ -16,24 +16,25 @@ from saccade.tools.spec import tool
 
 __all__ = ["look"]
 
-CONTRAST = 64
-"""Levels (of 255) that a pixel must differ from the region's median colour to count as ink."""
+DARK = 110
+"""Print is at most this bright, in levels of 255, in its brightest channel ..."""
+NEUTRAL = 48
+"""... and its channels differ by at most this much: colours are marks and not print."""
 
 
 @tool
 def look(image: ImageView, box: Annotated[Box, "region to look at"]) -> ImageView:
-    """Cut a region out of an image and trim its empty margins.
+    """Cut a region out of an image and trim it to the print in it.
 
-    Rows and columns at the border in which no pixel stands out from the region's median colour are
-    cut off; a region without any ink is returned whole. Raises ToolError where the region is
-    impossible.
+    Rows and columns at the border without any dark, colourless pixel are cut off; a region without
+    print is returned whole. Raises ToolError where the region is impossible.
     """
     region = image.crop(box)
     pixels = np.asarray(region.pixels, dtype=np.int16)  # (height, width, 3)
-    middle = np.median(pixels.reshape(-1, 3), axis=0)
-    ink = np.abs(pixels - middle).max(axis=-1) >= CONTRAST
-    if not ink.any():
+    brightest, spread = pixels.max(axis=-1), np.ptp(pixels, axis=-1)
+    print_ = (brightest <= DARK) & (spread <= NEUTRAL)
+    if not print_.any():
         return region
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
+    rows, columns = np.flatnonzero(print_.any(1)), np.flatnonzero(print_.any(0))
     y0, y1, x0, x1 = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
     return region.crop(Box(float(x0), float(y0), float(x1), float(y1)))
