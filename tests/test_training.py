@@ -88,7 +88,11 @@ def metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
-    return load_policy(recipe(model, run=model)).model.state_dict()
+    """In float32, as the run's last checkpoint holds them; a base that no run made has 16 bit."""
+    checkpoints = sorted((model.parent / "checkpoints").glob("step-*"))
+    if not checkpoints:
+        return load_policy(recipe(model, run=model)).model.state_dict()
+    return torch.load(checkpoints[-1] / "state.pt", weights_only=True)["model"]
 
 
 def same(a: Path, b: Path) -> bool:

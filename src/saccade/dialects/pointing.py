@@ -27,6 +27,7 @@ from typing import ClassVar
 from saccade.dialects.scan import FrameOf, Style, merge_texts, part_lines, replace_surrogates
 from saccade.types import (
     Answer,
+    BadCall,
     ImageShown,
     Message,
     Parsed,
@@ -73,7 +74,7 @@ class Pointing:
         """The canonical text of a turn. Raises ValueError where it would not parse to the same."""
         lines = parsed.thought.split("\n") if parsed.thought else []
         if parsed.calls:
-            boxes = [c.arguments["box"] for c in parsed.calls if isinstance(c, ToolCall)]
+            boxes = [box for c in parsed.calls if (box := _box(c)) is not None]
             if len(boxes) != len(lines):
                 raise ValueError(f"{len(boxes)} looks need as many lines, got {len(lines)}.")
             lines = [
@@ -111,3 +112,11 @@ class Pointing:
         if note:
             parts.append(Text(note))
         return Message("tool", merge_texts(parts))
+
+
+def _box(call: ToolCall | BadCall) -> list[int] | None:
+    """The four numbers of a look; None for what this dialect can't write."""
+    box = None if isinstance(call, BadCall) else call.arguments.get("box")
+    if not isinstance(box, list) or len(box) != 4 or any(type(v) is not int for v in box):
+        return None
+    return box
