@@ -49,7 +49,7 @@ def main() -> None:
             assert running.wait() == 0
             break
         try:
-            running.wait(timeout=draw.uniform(0.1, 0.9) * whole_s)
+            running.wait(timeout=draw.uniform(0.15, 0.5) * whole_s)
             print(f"ended before kill {killed + 1}; fewer kills than asked for")
             break
         except subprocess.TimeoutExpired:

@@ -171,6 +171,11 @@ async def _sample(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> Rol
         # attempts read on in the stream, far from the prompts of other steps
         start = (step * tries + attempt) * config.prompts_per_step
         samples = task.load("train", store=setup.store, start=start, count=config.prompts_per_step)
+        if len(samples) < config.prompts_per_step:
+            raise RecipeError(
+                f"The train split of {task.name} ends before step {step + 1} has its "
+                f"{config.prompts_per_step} prompts; lower rl.steps or rl.prompts_per_step."
+            )
         found = await _roll(samples, setup, recipe, sampling)
         episodes += found
         drawn += len(samples)

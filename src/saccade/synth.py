@@ -19,6 +19,7 @@ from saccade.engines import Sampling
 from saccade.engines.scripted import ScriptedEngine
 from saccade.errors import DataError
 from saccade.rollout import Setup, rollout
+from saccade.store import write_atomic
 from saccade.tasks import Task
 from saccade.types import Episode, Sample
 
@@ -79,7 +80,7 @@ def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) ->
         {"sample": d.sample, "turns": list(d.turns), "quality": d.quality} for d in demonstrations
     )
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
+    write_atomic(path, text.encode("utf-8"))
 
 
 def samples_by_id(task: Task, ids: Sequence[str], setup: Setup) -> list[Sample]:

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from saccade.geometry import Box, Frame
-from saccade.worlds.charts import ChartItem, Naming, question
+from saccade.worlds.charts import ChartItem, Naming, QuestionKind, question
 
 __all__ = [
     "GRAIN",
@@ -131,7 +131,9 @@ def _other_question(item: ChartItem, rng: np.random.Generator, by: Naming) -> Le
     entries = item.spec.entries
     a, b = (int(i) for i in rng.permutation(len(entries))[:2])
     asked = (entries[a][0], entries[b][0])
-    kind = "value" if rng.random() < 0.5 or entries[a][1] == entries[b][1] else "comparison"
+    kind: QuestionKind = (
+        "value" if rng.random() < 0.5 or entries[a][1] == entries[b][1] else "comparison"
+    )
     return Lesson("question", *question(item.spec, kind, asked, by=by))
 
 
