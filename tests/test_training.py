@@ -16,7 +16,9 @@ from saccade.assemble import load_policy, setup_for, task_of
 from saccade.config import Recipe, load_recipe
 from saccade.dialects import dialect
 from saccade.engines import Sampling
+from saccade.errors import StorageError
 from saccade.images import ImageStore
+from saccade.models.checkpoint import load_state
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import answer, per_turn, reward
@@ -248,3 +250,10 @@ def test_a_crop_of_everything_shows_the_model_what_it_saw_before(cold: Path) -> 
         )
     )
     assert episodes[0].stop is not None
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "step-000001").mkdir()
+    (tmp_path / "step-000001" / "state.pt").write_bytes(b"torn")
+    with pytest.raises(StorageError, match="step-000001 can't be read"):
+        load_state(tmp_path / "step-000001")

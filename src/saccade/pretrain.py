@@ -23,6 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from saccade.config import PretrainConfig, Recipe, check_same_run, dump_recipe, recipe_hash
+from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
 from saccade.progress import progress
@@ -257,7 +258,7 @@ def _resume(
         folder.truncate("metrics", key="step", after=0)
         return 0, 0.0
     step, path = latest
-    state = torch.load(path / "state.pt", weights_only=True)
+    state = load_state(path)
     model.load_state_dict(state["model"])
     for optimizer, saved in zip(trained, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)

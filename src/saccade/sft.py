@@ -28,6 +28,7 @@ from saccade.assemble import (
 )
 from saccade.config import Recipe, check_same_run, dump_recipe, recipe_hash
 from saccade.images import ImageStore
+from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import hidden_states, token_logits
 from saccade.models.tiny import save
 from saccade.progress import progress
@@ -143,7 +144,7 @@ def resume(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer
     step = 0
     if latest is not None:
         step, path = latest
-        state = torch.load(path / "state.pt", weights_only=True)
+        state = load_state(path)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     for name in ("metrics", "episodes"):
