@@ -190,7 +190,9 @@ def test_hostile_text_is_read_in_linear_time(reader: Dialect, what: str) -> None
         return time.process_time() - start
 
     short = min(seconds(1 << 14) for _ in range(2))
-    assert seconds(1 << 18) < 64 * max(short, 0.0005)
+    limit = 64 * max(short, 0.002)
+    # the best of a few: a pause of the garbage collector or of the machine is not the parser's
+    assert any(seconds(1 << 18) < limit for _ in range(5))
 
 
 @BOTH
