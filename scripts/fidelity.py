@@ -18,7 +18,7 @@ from saccade.assemble import Policy, image_features, load_policy, setup_for, tas
 from saccade.cli import recipe_path
 from saccade.config import Recipe, load_recipe
 from saccade.engines import Sampling
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
 from saccade.rollout import rollout
 from saccade.tokens import batch, episode_tree, flatten

@@ -6,7 +6,8 @@ from PIL import Image
 
 from saccade.errors import DataError
 from saccade.geometry import Box
-from saccade.images import ImageStore, root_view
+from saccade.image_store import ImageStore
+from saccade.images import root_view
 from saccade.rewards import Rubric, answer_published, looked_at_evidence
 from saccade.tasks.check import answered, check
 from saccade.types import Episode, Evidence, Sample
@@ -38,6 +39,9 @@ class Fake:
         if split not in self.splits:
             raise DataError(f"No split {split}.")
         return self.splits[split][start : None if count is None else start + count]
+
+    def size(self, split: str) -> int:
+        return len(self.load(split, store=ImageStore()))
 
     def gold(self, sample: Sample) -> str:
         return self.lie or sample.answer

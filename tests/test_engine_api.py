@@ -19,7 +19,8 @@ from saccade.engines import Engine, Sampling, TurnRequest
 from saccade.engines.api import ApiEngine
 from saccade.errors import EngineError, RecipeError
 from saccade.geometry import Box
-from saccade.images import ImageStore, ImageView, root_view
+from saccade.image_store import ImageStore
+from saccade.images import ImageView, root_view
 from saccade.types import BoxFound, ImageRef, ImageShown, Message, Part, Text, Turn
 
 
@@ -628,7 +629,7 @@ def test_neither_import_nor_construction_loads_the_client_or_torch() -> None:
     code = """
 import sys
 from saccade.engines.api import ApiEngine
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 ApiEngine("m", store=ImageStore(), base_url="http://127.0.0.1:1/v1")
 sys.exit("openai" in sys.modules or "torch" in sys.modules)
 """

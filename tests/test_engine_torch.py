@@ -10,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
+import saccade.engines.decoding.forward as forward_module
+import saccade.engines.decoding.rows as rows_module
 import saccade.engines.torch as engine_module
 from saccade.bench import bench_engine
 from saccade.engines import PolicyEngine, Sampling, TurnRequest
-from saccade.engines.torch import TorchEngine, choose, seed_keys, uniforms
+from saccade.engines.decoding.draws import choose, seed_keys, uniforms
+from saccade.engines.torch import TorchEngine
 from saccade.errors import EngineError
 from saccade.geometry import Box
-from saccade.images import ImageStore, root_view
+from saccade.image_store import ImageStore
+from saccade.images import root_view
 from saccade.models.qwen2vl import (
     encode_images,
     hidden_states,
@@ -200,8 +204,8 @@ def test_logits_do_not_depend_on_company(world: World, monkeypatch: pytest.Monke
     def watched(self: TorchEngine, logits: torch.Tensor, rows: slice) -> None:
         nonlocal worst
         for row, values in zip(range(rows.start, rows.stop), logits, strict=True):
-            job = self._jobs[row]
-            key = (job.request.episode, int(self._cursor - self._start[row]))
+            job = self._rows.jobs[row]
+            key = (job.request.episode, int(self._rows.cursor - self._rows.start[row]))
             if key in seen:
                 worst = max(worst, float((seen[key] - values).abs().max()))
             seen.setdefault(key, values.clone())
@@ -345,7 +349,7 @@ def test_release_forgets_the_episode_and_stops_a_running_turn(world: World) -> N
             await running
 
     asyncio.run(run())
-    assert engine._jobs == []
+    assert engine._rows.jobs == []
 
 
 def test_a_cancelled_turn_leaves_the_batch(world: World) -> None:
@@ -358,7 +362,7 @@ def test_a_cancelled_turn_leaves_the_batch(world: World) -> None:
 
     asyncio.run(run())
     assert engine.live == ("0/0", "1/0")
-    assert engine._jobs == []
+    assert engine._rows.jobs == []
 
 
 def test_new_weights_drop_every_cache(world: World) -> None:
@@ -459,8 +463,8 @@ def test_a_slab_that_runs_out_of_columns_changes_nothing(
 ) -> None:
     requests = [world.request(i, g, max_tokens=40) for i in range(4) for g in range(2)]
     roomy = world.play_all(world.engine(), requests)
-    monkeypatch.setattr(engine_module, "SLACK", 3)
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 50)
+    monkeypatch.setattr(rows_module, "SLACK", 3)
+    monkeypatch.setattr(forward_module, "PREFILL_TOKENS", 50)
     tight = world.play_all(world.engine(max_batch=3), requests)
     for a, b in zip(roomy, tight, strict=True):
         assert ids_of(a) == ids_of(b)

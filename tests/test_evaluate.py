@@ -19,7 +19,6 @@ from saccade.evaluate import (
     SampleRow,
     format_table,
     paired,
-    remaining,
     results_json,
     row_of,
     summarise,
@@ -186,13 +185,6 @@ def test_a_row_survives_its_json_line():
 def test_a_line_that_is_no_row_is_refused_by_name(change, named):
     with pytest.raises(DataError, match=f"(?i){named}"):
         SampleRow.from_json({**row(1).to_json(), **change})
-
-
-def test_a_resumed_evaluation_does_what_has_no_row_yet():
-    samples = [Sample(f"s{n:04d}", "?", (PICTURE,), "1") for n in range(3)]
-    rows = [row(0), row(0, rollout=1), row(1, rollout=1)]
-    left = remaining(samples, rows, rollouts=2)
-    assert [(s.id, r) for s, r in left] == [("s0001", 0), ("s0002", 0), ("s0002", 1)]
 
 
 # --- summaries ------------------------------------------------------------------------------------

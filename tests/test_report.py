@@ -17,11 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
+from saccade.episode_json import episode_to_json
 from saccade.errors import DataError, ImageError
 from saccade.geometry import Box
-from saccade.images import ImageStore, beside, root_view
+from saccade.image_store import ImageStore
+from saccade.images import beside, root_view
 from saccade.report import write_report
-from saccade.store import RunFolder, episode_to_json
+from saccade.run_folder import RunFolder
 from saccade.types import (
     Answer,
     BadCall,

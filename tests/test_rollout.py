@@ -18,7 +18,8 @@ from saccade.engines import Capabilities, Sampling, TurnRequest
 from saccade.engines.scripted import ScriptedEngine
 from saccade.errors import EngineError, SaccadeError, StorageError, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame
-from saccade.images import ImageStore, ImageView, root_view
+from saccade.image_store import ImageStore
+from saccade.images import ImageView, root_view
 from saccade.models.tiny import SETTINGS, build_tokenizer
 from saccade.progress import progress
 from saccade.renderers.qwen2vl import Qwen2VLRenderer, Qwen2VLSettings

@@ -18,7 +18,7 @@ from saccade.dialects import dialect
 from saccade.engines.scripted import ScriptedEngine
 from saccade.errors import DataError
 from saccade.geometry import Box, Frame
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.models.tiny import SETTINGS, build_tokenizer
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import Limits, Setup

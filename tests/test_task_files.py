@@ -6,9 +6,9 @@ from PIL import Image
 
 from saccade.errors import DataError, RecipeError
 from saccade.geometry import Box
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.rewards.answers import lenient
-from saccade.tasks import CLUSTER, Task, task_named
+from saccade.tasks import CLUSTER, Task, stream, task_named
 from saccade.tasks.files import Files
 
 
@@ -265,3 +265,18 @@ def test_what_can_not_be_made_is_refused_with_a_hint(name, options, sentence):
     with pytest.raises(RecipeError) as caught:
         task_named(name, options)
     assert sentence in str(caught.value)
+
+
+def test_training_reads_a_split_round_after_round_each_in_its_own_order(folder):
+    path = write(folder, *(plain(id=f"q{n}", split="train") for n in range(7)))
+    task, store = Files(path), ImageStore()
+    found = stream(task, "train", store=store, start=0, count=21, seed=3)
+    rounds = [[s.id for s, past in found if past == k] for k in range(3)]
+    assert all(sorted(ids) == [f"q{n}" for n in range(7)] for ids in rounds)
+    assert len({tuple(ids) for ids in rounds}) == 3
+    assert [past for _, past in found] == sorted([0, 1, 2] * 7)
+    parts = [stream(task, "train", store=store, start=k, count=3, seed=3) for k in range(0, 21, 3)]
+    assert [pair for part in parts for pair in part] == found  # a resumed run sees the same
+    assert stream(task, "train", store=store, start=0, count=21, seed=4) != found
+    with pytest.raises(DataError, match="no rows of split 'validation'"):
+        stream(task, "validation", store=store, start=0, count=1, seed=3)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from saccade.geometry import Box
-from saccade.images import ImageStore, root_view
+from saccade.image_store import ImageStore
+from saccade.images import root_view
 from saccade.models.qwen2vl import (
     encode_images,
     hidden_states,

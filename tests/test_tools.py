@@ -24,7 +24,8 @@ from PIL import Image
 import saccade.tools
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame, Mask, Point
-from saccade.images import ImageStore, ImageView, root_view
+from saccade.image_store import ImageStore
+from saccade.images import ImageView, root_view
 from saccade.tools import (
     Between,
     On,

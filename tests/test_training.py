@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
+import itertools
 import json
-from dataclasses import replace
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from saccade import measure, pretrain, rl, sft
-from saccade.assemble import load_policy, setup_for, task_of
+from saccade.assemble import load_policy
 from saccade.config import Recipe, load_recipe
 from saccade.dialects import dialect
-from saccade.engines import Sampling
-from saccade.errors import StorageError
-from saccade.images import ImageStore
+from saccade.engines import TurnRequest
+from saccade.errors import EngineError, StorageError
 from saccade.models.checkpoint import load_state
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import answer, per_turn, reward
-from saccade.rollout import rollout
+from saccade.rollout import Setup
 from saccade.synth import write_demonstrations
 from saccade.synth_charts import demonstrations
-from saccade.types import Episode, Parsed, Sample, Score, TurnRecord
+from saccade.tokens import batch
+from saccade.types import Episode, Parsed, Sample, Score, Turn, TurnRecord
 
 
 @reward
@@ -179,11 +180,63 @@ def test_every_kind_of_loss_runs_with_two_updates_for_a_batch(
 
 
 def test_dynamic_sampling_draws_on_until_groups_disagree(cold: Path, tmp_path: Path) -> None:
-    rl.run(recipe(cold, "rl.steps=1", "rl.dynamic_sampling=true", run=tmp_path / "d"))
-    [row] = metrics(tmp_path / "d" / "metrics.jsonl")
-    assert row["prompts"] >= 2
-    assert row["prompts"] % 2 == 0
-    assert row["prompts"] > 2 or row["informative"] == 1.0
+    """The first prompts all agree; what is trained is what was drawn after them."""
+    asked: list[str] = []
+
+    @reward
+    def disagreeing_from_the_third_prompt_on(episode: Episode, sample: Sample) -> float | None:
+        """By the number of the rollout alone."""
+        asked.append(sample.id)
+        return float(episode.rollout_index % 2 and int(sample.id.rpartition("/")[2]) >= 2)
+
+    name = disagreeing_from_the_third_prompt_on.name
+    for dynamic, prompts, agreeing in (("true", 4, 2), ("false", 2, 2)):
+        asked.clear()
+        rl.run(
+            recipe(
+                cold,
+                "rl.steps=1",
+                f"rl.reward={name}",
+                f"rl.dynamic_sampling={dynamic}",
+                "rl.kl_beta=0",
+                run=tmp_path / dynamic,
+            )
+        )
+        [row] = metrics(tmp_path / dynamic / "metrics.jsonl")
+        assert (row["prompts"], row["agreeing_groups"]) == (prompts, agreeing)
+        assert len(asked) == prompts * 4
+        assert (row["grad_norm"] > 0) == (dynamic == "true")
+
+
+def test_rl_reads_a_small_file_again_and_draws_its_samples_anew(cold: Path, tmp_path: Path) -> None:
+    """Two pictures, three prompts a step: a sample stands twice in one batch."""
+    rows = []
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (300, 200), colour).save(tmp_path / f"{number}.png")
+        row = {"image": f"{number}.png", "question": "Which is higher?", "answer": "bar 1"}
+        rows.append(json.dumps({**row, "id": f"q{number}", "split": "train"}))
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    given = recipe(
+        cold,
+        "rl.steps=2",
+        "rl.prompts_per_step=3",
+        "task.name=files",
+        f"task.path={tmp_path / 'rows.jsonl'}",
+        run=tmp_path / "run",
+    )
+    drawn: list[tuple[str, int, str]] = []
+
+    @reward
+    def noted(episode: Episode, sample: Sample) -> float | None:
+        """Whether the text is odd, and a note of what was drawn."""
+        text = "".join(m.text for m in episode.messages if m.role == "assistant")
+        drawn.append((sample.id, episode.rollout_index, text))
+        return float(len(text) % 2)
+
+    rl.run(given.model_copy(update={"rl": given.rl.model_copy(update={"reward": noted.name})}))
+    assert len(drawn) == len({(i, k) for i, k, _ in drawn}) == 2 * 3 * 4
+    of_first = [t for i, k, t in sorted(drawn) if i == "q0"]
+    assert of_first[:4] != of_first[4:8]
 
 
 def test_credit_by_turn_centres_each_turn_over_the_members_that_reached_it() -> None:
@@ -215,41 +268,99 @@ def test_an_evaluation_goes_on_with_the_samples_that_have_no_row(
     assert ids == [f"charts/test/{k}" for k in range(4)]
 
 
-def test_pretraining_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    def part(steps: int, run: str) -> Recipe:
-        changes = [
-            "threads=1",
-            f"pretrain.steps={steps}",
-            "pretrain.charts_per_step=1",
-            "pretrain.warmup_steps=0",
-            "pretrain.decay_steps=0",
-            "pretrain.checkpoint_every=1",
-        ]
-        return load_recipe(None, changes).model_copy(update={"run": tmp_path / run})
+def test_what_ended_by_our_own_failure_is_asked_again(
+    cold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"charts/test/1"}
+    make = measure.answering
 
-    whole = pretrain.run(part(2, "whole"))
-    pretrain.run(part(1, "parts"))
-    parts = pretrain.run(part(2, "parts"))
+    def unsteady(given: Recipe, **options: Any) -> Setup:
+        setup = make(given, **options)
+        turn = setup.engine.turn
+
+        async def turn_or_fail(request: TurnRequest) -> Turn:
+            if request.seed[1] in broken:
+                raise EngineError("The endpoint is down.")
+            return await turn(request)
+
+        monkeypatch.setattr(setup.engine, "turn", turn_or_fail)
+        return setup
+
+    monkeypatch.setattr(measure, "answering", unsteady)
+    given = recipe(cold, "eval.items=4", run=tmp_path / "e")
+    assert measure.run(given, arm="a").unscored == 1
+    broken.clear()
+    mended = measure.run(given, arm="a")
+    whole = measure.run(recipe(cold, "eval.items=4", run=tmp_path / "whole"), arm="a")
+    assert (mended.unscored, mended.n) == (0, 4)
+    assert mended.accuracy == whole.accuracy
+    assert len(metrics(tmp_path / "e" / "episodes.jsonl")) == 4
+    fewer = measure.run(recipe(cold, "eval.items=2", run=tmp_path / "e"), arm="a")
+    assert fewer.n == 2  # the two first of the split, whenever they were asked
+
+
+def short_pretraining(folder: Path, *changes: str) -> Recipe:
+    given = [
+        "threads=1",
+        "pretrain.steps=2",
+        "pretrain.charts_per_step=1",
+        "pretrain.warmup_steps=0",
+        "pretrain.decay_steps=0",
+        "pretrain.checkpoint_every=1",
+        "min_image_tokens=2",
+        "max_image_tokens=16",
+    ]
+    return load_recipe(None, [*given, *changes]).model_copy(update={"run": folder})
+
+
+def test_pretraining_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    whole = pretrain.run(short_pretraining(tmp_path / "whole"))
+    pretrain.run(short_pretraining(tmp_path / "parts", "pretrain.steps=1"))
+    parts = pretrain.run(short_pretraining(tmp_path / "parts"))
     assert same(whole, parts)
 
 
-def test_a_crop_of_everything_shows_the_model_what_it_saw_before(cold: Path) -> None:
-    made = recipe(cold, run=cold)
-    policy = load_policy(made)
-    store = ImageStore()
-    [sample] = task_of(made).load("test", store=store, count=1)
-    whole = store.view(sample.images[0]).crop(sample.images[0].box)
-    before = policy.renderer.patches(sample.images[0], store.view(sample.images[0]).pixels)
-    after = policy.renderer.patches(whole.ref, whole.pixels)
-    assert (before == after).all()
-    episodes = asyncio.run(
-        rollout(
-            [sample],
-            replace(setup_for(made, policy, store=store), rubric=None),
-            sampling=Sampling(1.0, 8),
-        )
+def test_pretraining_that_ran_out_of_time_keeps_its_last_step_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each look at the clock takes a minute; nothing but the end would write a checkpoint."""
+    clock = itertools.count(1)
+    rare = "pretrain.checkpoint_every=100"
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "_since", lambda began: float(next(clock)))
+        pretrain.run(short_pretraining(tmp_path / "a", rare, "pretrain.max_minutes=1.5"))
+    assert "ended after step 1 of 2" in capsys.readouterr().err
+    assert len(list((tmp_path / "a" / "checkpoints").iterdir())) == 1
+    resumed = pretrain.run(short_pretraining(tmp_path / "a", rare))
+    assert "ended after" not in capsys.readouterr().err
+    assert same(resumed, pretrain.run(short_pretraining(tmp_path / "b", rare)))
+
+
+def test_an_answer_counts_with_the_square_root_of_its_length() -> None:
+    renderer = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
+    packs = [pretrain.lesson_tree(index, renderer, seed=0) for index in range(6)]
+    packed = batch([p.flat for p in packs])
+    sums: dict[tuple[int, int, int], float] = {}
+    lengths: Counter[tuple[int, int, int]] = Counter()
+    weights = pretrain.answer_weights(packed).tolist()
+    for weight, *key in zip(
+        weights, packed.row.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
+    ):
+        sums[tuple(key)] = sums.get(tuple(key), 0.0) + weight
+        lengths[tuple(key)] += 1
+    taught = sum(len(lesson) for p in packs for lesson in p.topics)
+    assert len(sums) == taught > 30  # the second turns of conversations too
+    assert len(set(lengths.values())) > 4
+    for key, total in sums.items():
+        assert total == pytest.approx(lengths[key] ** 0.5, rel=1e-5)
+
+
+def test_pretraining_uses_the_image_budget_of_its_recipe(tmp_path: Path) -> None:
+    model = pretrain.run(
+        short_pretraining(tmp_path / "a", "pretrain.steps=1", "max_image_tokens=6")
     )
-    assert episodes[0].stop is not None
+    stored = json.loads((model / "preprocessor_config.json").read_text())
+    assert stored["size"] == {"shortest_edge": 2 * 784, "longest_edge": 6 * 784}
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:

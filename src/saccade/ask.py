@@ -8,7 +8,9 @@ from pathlib import Path
 from saccade.assemble import answering
 from saccade.config import Recipe
 from saccade.engines import Sampling
-from saccade.images import ImageStore, load_image, root_view
+from saccade.image_store import ImageStore
+from saccade.images import root_view
+from saccade.picture_files import load_image
 from saccade.rollout import run_episode
 from saccade.types import Episode, Sample
 

@@ -6,7 +6,8 @@ mean the same by the same recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,24 +22,27 @@ from saccade.engines import Engine
 from saccade.engines.torch import TorchEngine
 from saccade.errors import RecipeError
 from saccade.geometry import Frame
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.models.qwen2vl import encode_images, load_model
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import Rubric
 from saccade.rollout import Limits, Setup
+from saccade.run_folder import RunFolder
 from saccade.tasks import Task, task_named
-from saccade.tools import Tool, builtin_tools
+from saccade.tools import tools_named
 from saccade.tools.toolbox import ToolBox
 from saccade.types import ImageRef
 
 __all__ = [
     "Policy",
     "answering",
+    "check_same_weights",
     "data_file",
     "device_of",
     "image_features",
     "load_policy",
     "model_folder",
+    "prepare",
     "setup_for",
     "task_of",
 ]
@@ -66,15 +70,40 @@ def model_folder(name: str) -> Path:
     return folder
 
 
+def check_same_weights(folder: RunFolder, model: str) -> None:
+    """Raises RecipeError where the folder's run was begun from weights that `model` had before: its
+    rows or steps would be taken for those of the weights that it has now.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(model_folder(model).glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    now = {"sha256": digest.hexdigest()}
+    before = folder.read_json("start")
+    if before is None:
+        folder.write_json("start", now)
+    elif before != now:
+        raise RecipeError(
+            f"{str(folder.path)!r} was made from other weights than {model!r} has now; choose "
+            "another folder with --run, or delete that one to make it again."
+        )
+
+
 def data_file(path: Path) -> Path:
     """A file by path, or one that comes with the recipes."""
     shipped = Path(str(resources.files("saccade.recipes"))) / path
     return shipped if not path.exists() and shipped.is_file() else path
 
 
+def prepare(recipe: Recipe) -> None:
+    """Threads of the recipe; under `deterministic` only algorithms that repeat their results."""
+    torch.set_num_threads(recipe.threads)
+    torch.use_deterministic_algorithms(recipe.deterministic)
+
+
 def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
     """The recipe's model (or another one), under the recipe's image budget."""
-    torch.set_num_threads(recipe.threads)
+    prepare(recipe)
     if recipe.api is not None:
         raise RecipeError("A model behind an endpoint can't be loaded or trained; remove api.")
     folder = model_folder(model or recipe.model)
@@ -120,7 +149,7 @@ def setup_for(
     toolbox = None
     if observation != "none" and recipe.dialect != "plain":
         toolbox = ToolBox(
-            _tools(recipe.tools), store=store, deadline_s=recipe.rollout.tool_deadline_s
+            tools_named(recipe.tools), store=store, deadline_s=recipe.rollout.tool_deadline_s
         )
     return Setup(
         engine=engine,
@@ -143,14 +172,6 @@ def answering(recipe: Recipe, *, store: ImageStore, rubric: Rubric | None = None
     """The setup of a recipe that is only asked: its model loaded here, or its endpoint."""
     policy = load_policy(recipe) if recipe.api is None else None
     return setup_for(recipe, policy, store=store, rubric=rubric)
-
-
-def _tools(names: Sequence[str]) -> list[Tool]:
-    known = builtin_tools()
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise RecipeError(f"No tool named {unknown[0]!r}. Available: {', '.join(sorted(known))}.")
-    return [known[name] for name in names]
 
 
 def _endpoint(recipe: Recipe, store: ImageStore) -> Engine:

@@ -23,9 +23,11 @@ from rich.table import Table
 from torch import nn
 
 from saccade.engines import Sampling, TurnRequest
-from saccade.engines.torch import DecodeStep, TorchEngine
+from saccade.engines.decoding.stats import DecodeStep
+from saccade.engines.torch import TorchEngine
 from saccade.geometry import Box
-from saccade.images import ImageStore, ImageView, root_view
+from saccade.image_store import ImageStore
+from saccade.images import ImageView, root_view
 from saccade.models.qwen2vl import with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
 from saccade.renderers.qwen2vl import Qwen2VLRenderer

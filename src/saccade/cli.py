@@ -12,16 +12,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from saccade.errors import RecipeError, SaccadeError
 
 if TYPE_CHECKING:
     from saccade.config import Recipe
+    from saccade.tasks import Task
     from saccade.types import Episode
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """What is the user's to mend is said in one sentence, wherever the command was started from."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SaccadeError as error:
+            typer.echo(f"saccade: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:  # here and not in `main`: typer would end without a word
+            typer.echo("saccade: stopped; the same command goes on.", err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Teach vision-language models to think with images.",
     no_args_is_help=True,
     add_completion=False,
@@ -47,16 +65,7 @@ def main() -> None:
         if hasattr(stream, "reconfigure"):
             # text in any script passes, whatever the terminal's encoding is
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    try:
-        app()
-    except BrokenPipeError:
-        raise SystemExit(0) from None
-    except SaccadeError as error:
-        typer.echo(f"saccade: {error}", err=True)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("saccade: stopped; the same command goes on.", err=True)
-        raise SystemExit(130) from None
+    app()
 
 
 @app.command()
@@ -91,19 +100,20 @@ def ask(
     """Ask one question about one picture; prints thoughts, calls and answer, draws the gaze."""
     from saccade.ask import TINY_KNOWS
     from saccade.ask import ask as asked
-    from saccade.store import episode_to_json
+    from saccade.episode_json import episode_to_json
     from saccade.view import gaze_picture
 
     made = _recipe(recipe, None).model_copy(update={"model": model})
     episode, store = asked(made, image, question)
-    _save_picture(gaze_picture(episode, store), out)
     if as_json:
         typer.echo(json.dumps(episode_to_json(episode), ensure_ascii=False))
-        return
-    _print_episode(episode)
-    typer.echo(f"Gaze: {out}")
-    if model == "saccade-tiny":
-        typer.echo(TINY_KNOWS, err=True)
+    else:
+        _print_episode(episode)
+    _save_picture(gaze_picture(episode, store), out)  # last: what was answered is said in any case
+    if not as_json:
+        typer.echo(f"Gaze: {out}")
+        if model == "saccade-tiny":
+            typer.echo(TINY_KNOWS, err=True)
 
 
 @app.command()
@@ -171,8 +181,8 @@ def rollout(
     as_json: AsJson = False,
 ) -> None:
     """Roll out a few episodes and show them."""
+    from saccade.episode_json import episode_to_json
     from saccade.sampling import sample_episodes
-    from saccade.store import episode_to_json
 
     for episode in sample_episodes(_recipe(recipe, overrides, run=run), split, count=count):
         if as_json:
@@ -222,11 +232,9 @@ def check(
     """Run gold and wrong answers of a task through its rubric."""
     import dataclasses
 
-    from saccade.tasks import task_named
     from saccade.tasks.check import check as checked
 
-    options = {} if path is None else {"path": path}
-    found = checked(task_named(task, options), split, count=count)
+    found = checked(_task(task, path), split, count=count)
     if as_json:
         typer.echo(json.dumps({**dataclasses.asdict(found), "ok": found.ok}))
     else:
@@ -244,7 +252,7 @@ def check(
 def synth(
     out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
     count: Annotated[int, typer.Option(min=1, help="Demonstrations.")] = 400,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of qualities and places.")] = 0,
     dialect: Annotated[str, typer.Option(help="How turns are written.")] = "pointing",
 ) -> None:
     """Write demonstrations for charts, by an oracle that is good in most cases and bad in some."""
@@ -252,6 +260,8 @@ def synth(
     from saccade.synth import write_demonstrations
     from saccade.synth_charts import demonstrations
 
+    if dialect == "plain":
+        raise RecipeError("The dialect plain can't write a look; demonstrations need another one.")
     write_demonstrations(out, demonstrations(count, seed=seed, dialect=dialect_named(dialect)))
     typer.echo(out)
 
@@ -309,19 +319,34 @@ def _recipe(name: str, overrides: list[str] | None, *, run: Path | None = None) 
     return recipe if run is None else recipe.model_copy(update={"run": run})
 
 
+def _task(name: str, path: Path | None) -> Task:
+    """A task by its name and data file, or the one of a recipe, with all that it sets."""
+    from saccade.tasks import TASKS, task_named
+
+    if path is None and name not in TASKS and (Path(name).is_file() or name in _built_in()):
+        from saccade.assemble import task_of
+
+        return task_of(_recipe(name, None))
+    return task_named(name, {} if path is None else {"path": path})
+
+
 def recipe_path(name: str) -> Path:
     """A recipe file by path, or by the name of one that comes with saccade."""
-    from importlib import resources
-
-    path = Path(name)
+    path, built_in = Path(name), _built_in()
     if path.is_file():
         return path
-    folder = Path(str(resources.files("saccade.recipes")))
-    built_in = folder / f"{name}.yaml"
-    if not built_in.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+    if name not in built_in:
+        known = ", ".join(sorted(built_in))
         raise RecipeError(f"No recipe {name!r}: there is no such file, and built in are {known}.")
-    return built_in
+    return built_in[name]
+
+
+def _built_in() -> dict[str, Path]:
+    """The recipes that come with saccade, by name."""
+    from importlib import resources
+
+    folder = Path(str(resources.files("saccade.recipes")))
+    return {path.stem: path for path in folder.glob("*.yaml")}
 
 
 def _print_results(results: dict[str, Any]) -> None:

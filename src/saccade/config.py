@@ -194,8 +194,6 @@ class PretrainConfig(_Section):
     """Optimiser steps."""
     charts_per_step: Positive = 8
     """Charts for each optimiser step."""
-    colour_steps: Whole = 0
-    """First optimiser steps, in which questions call marks by colour; later by their place."""
     learning_rate: Rate = 1e-3
     """Of AdamW, for embeddings, norms and biases, after the warm-up."""
     muon_learning_rate: Rate = 0.02

@@ -23,9 +23,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from saccade.coverage import overlap
 from saccade.errors import DataError
 from saccade.rewards import Rubric
-from saccade.rewards.answers import extract, lenient, strict
+from saccade.rewards.answers import judged, lenient, strict
 from saccade.tasks import CLUSTER
-from saccade.types import Episode, Outcome, Sample, StopReason
+from saccade.types import Episode, Outcome, StopReason
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,7 +38,6 @@ __all__ = [
     "Summary",
     "format_table",
     "paired",
-    "remaining",
     "results_json",
     "row_of",
     "summarise",
@@ -139,7 +138,7 @@ def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
     reward = None if is_ours else rubric.score(episode).value
     # The model's own failure to finish is wrong, whatever the rubric says of it.
     scored = not is_ours and (reward is not None or episode.stop is not StopReason.ANSWERED)
-    answer = _read(sample.answer, episode.answer)
+    answer = judged(sample.answer, episode.answer)
     gaze = None if is_ours else overlap(sample.evidence, episode.gaze)
     return SampleRow(
         id=sample.id,
@@ -158,24 +157,6 @@ def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
         coverage=gaze.coverage if gaze else None,
         tightness=gaze.tightness if gaze else None,
         seconds=episode.seconds,
-    )
-
-
-def _read(gold: str, said: str | None) -> str | None:
-    """The answer to judge. What equals the gold answer as it stands needs no extractor."""
-    return said if said is None or strict(gold, said) else extract(said)
-
-
-def remaining(
-    samples: Sequence[Sample], rows: Iterable[SampleRow], *, rollouts: int = 1
-) -> tuple[tuple[Sample, int], ...]:
-    """The (sample, rollout index) pairs without a row, in order: what is left for a resumed run."""
-    done = {(row.id, row.rollout) for row in rows}
-    return tuple(
-        (sample, index)
-        for sample in samples
-        for index in range(rollouts)
-        if (sample.id, index) not in done
     )
 
 

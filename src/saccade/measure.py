@@ -1,8 +1,8 @@
 """Evaluation runs: a model, a split, a row for each sample, a summary.
 
-Invariant: each sample is asked once; a killed evaluation goes on with the samples that have no
-row. The rows hold what every figure is made of, so that they can be scored again without asking
-again.
+Invariant: each sample is asked once, and again where the episode ended by our own failure; a
+killed evaluation goes on with the samples that have no row. The rows hold what every figure is
+made of, so that they can be scored again without asking again.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saccade.assemble import answering, task_of
+from saccade.assemble import answering, check_same_weights, task_of
 from saccade.config import Recipe, check_same_run, dump_recipe
 from saccade.engines import Sampling
+from saccade.episode_json import episode_to_json
 from saccade.evaluate import (
     Comparison,
     Metric,
     SampleRow,
     Summary,
     paired,
-    remaining,
     results_json,
     row_of,
     summarise,
 )
-from saccade.images import ImageStore
-from saccade.progress import progress
+from saccade.image_store import ImageStore
+from saccade.progress import Bar, progress
 from saccade.rollout import Setup, rollout
-from saccade.store import RunFolder, episode_to_json
+from saccade.run_folder import RunFolder
 from saccade.tasks import Task
-from saccade.types import Episode
+from saccade.types import Episode, Outcome, Sample, StopReason
 
 __all__ = ["compare", "rows_of", "run"]
 
 METRICS: tuple[Metric, ...] = ("accuracy", "coverage", "calls")
 CHUNK = 100
 """Samples between two writes."""
-FAILURE_LIMIT = 0.05
+FAILURE_LIMIT = 0.01
 """Share of our own failures in a chunk above which the evaluation stops; below, they are shown."""
 KEPT_EPISODES = 24
 """Whole episodes kept for the report."""
@@ -56,61 +56,81 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
     task = task_of(recipe)
     with RunFolder(recipe.run or Path("runs/eval")) as folder:
         check_same_run(folder.recipe(), recipe, stage="eval")
+        if recipe.api is None:
+            check_same_weights(folder, recipe.model)
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
-        rows = rows_of(folder)
-        with progress(f"eval {arm}", total=config.items, done=len(rows)) as bar:
-            if len(rows) < config.items:
+        folder.drop("rows", lambda row: StopReason(row["stop"]).outcome is Outcome.OURS)
+        asked = {row["id"] for row in folder.read("rows")}
+        folder.drop("episodes", lambda episode: episode["sample"]["id"] not in asked)
+        size = task.size(config.split)
+        items = config.items if size is None else min(config.items, size)
+        done = {row.id for row in rows_of(folder, items=items)}
+        with progress(f"eval {arm}", total=items, done=len(done)) as bar:
+            if len(done) < items:
                 store = ImageStore()
                 setup = answering(recipe, store=store, rubric=task.rubric)
-                for start in range(0, config.items, CHUNK):
-                    count = min(CHUNK, config.items - start)
+                for start in range(0, items, CHUNK):
+                    count = min(CHUNK, items - start)
                     samples = task.load(config.split, store=store, start=start, count=count)
-                    missing = [sample for sample, _ in remaining(samples, rows)]
-                    if not missing:
-                        continue
-                    sampling = Sampling(config.temperature, recipe.rollout.max_tokens_per_turn)
-                    episodes = await rollout(
-                        missing,
-                        setup,
-                        sampling=sampling,
-                        seed=recipe.seed,
-                        concurrency=recipe.rollout.concurrency,
-                        failure_limit=FAILURE_LIMIT,
-                        on_done=lambda _: bar.advance(),
-                    )
-                    rows += _keep(folder, episodes, task, setup, arm=arm, first=start)
+                    missing = {n: s for n, s in enumerate(samples, start) if s.id not in done}
+                    await _ask(missing, setup, recipe, folder, task, arm=arm, bar=bar)
                     store.forget(i for s in samples for i in s.images)
-        if len(rows) > config.items:  # made before with more items
-            rows = rows[: config.items]
+        rows = rows_of(folder, items=items)
         summary = summarise(rows, bootstrap=config.bootstrap, seed=recipe.seed)
         folder.write_json("results.json", results_json({arm: summary}, ()))
     return summary
 
 
-def _keep(
-    folder: RunFolder,
-    episodes: Sequence[Episode],
-    task: Task,
+async def _ask(
+    missing: Mapping[int, Sample],
     setup: Setup,
+    recipe: Recipe,
+    folder: RunFolder,
+    task: Task,
     *,
     arm: str,
-    first: int,
-) -> list[SampleRow]:
-    rows = []
-    for number, episode in enumerate(episodes, start=first):
-        if number < KEPT_EPISODES:
-            setup.store.save(episode.images.values(), folder.path)
-            folder.append("episodes", {"arm": arm, **episode_to_json(episode)})
-        row = row_of(episode, task.rubric)
-        folder.append("rows", row.to_json())  # last: a row says that its sample is done
-        rows.append(row)
-    return rows
+    bar: Bar,
+) -> None:
+    """Ask samples, by their number in the split, and keep what came of them, also where too many
+    failed.
+    """
+    ended: dict[str, Episode] = {}
+
+    def on_done(episode: Episode) -> None:
+        ended[episode.sample.id] = episode
+        bar.advance()
+
+    try:
+        await rollout(
+            list(missing.values()),
+            setup,
+            sampling=Sampling(recipe.eval.temperature, recipe.rollout.max_tokens_per_turn),
+            seed=recipe.seed,
+            concurrency=recipe.rollout.concurrency,
+            failure_limit=FAILURE_LIMIT,
+            on_done=on_done,
+        )
+    finally:
+        for number, sample in missing.items():
+            if sample.id not in ended:
+                continue
+            episode = ended[sample.id]
+            if number < KEPT_EPISODES:
+                setup.store.save(episode.images.values(), folder.path)
+                folder.append("episodes", {"arm": arm, **episode_to_json(episode)})
+            row = row_of(episode, task.rubric).to_json()
+            folder.append("rows", {"number": number, **row})  # last: its sample is done
 
 
-def rows_of(folder: RunFolder) -> list[SampleRow]:
-    """The rows of an evaluation so far."""
-    return [SampleRow.from_json(row) for row in folder.read("rows")]
+def rows_of(folder: RunFolder, *, items: int) -> list[SampleRow]:
+    """The rows of the first `items` samples of an evaluation so far, in the order of the split."""
+    found: dict[int, SampleRow] = {}
+    for row in folder.read("rows"):
+        number = row.pop("number")
+        if number < items:
+            found[number] = SampleRow.from_json(row)
+    return [found[number] for number in sorted(found)]
 
 
 def compare(

@@ -10,31 +10,41 @@ small.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
+from saccade.assemble import prepare
 from saccade.config import PretrainConfig, Recipe, check_same_run, dump_recipe, recipe_hash
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
 from saccade.progress import progress
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
-from saccade.store import RunFolder
-from saccade.tokens import Flat, Tree, batch, flatten
-from saccade.types import ImageRef, Segment
-from saccade.worlds.charts import Naming, item
+from saccade.run_folder import RunFolder
+from saccade.tokens import Batch, Flat, Tree, batch, flatten
+from saccade.types import ImageRef, ImageShown, Message, Part, Segment, Text
+from saccade.worlds.charts import item
 from saccade.worlds.lessons import TOPICS, lessons
 
-__all__ = ["LessonData", "Packed", "learning_rate_factor", "lesson_tree", "optimizers", "run"]
+__all__ = [
+    "LessonData",
+    "Packed",
+    "answer_weights",
+    "learning_rate_factor",
+    "lesson_tree",
+    "optimizers",
+    "run",
+]
 
 PATCH_RATE = 0.03
 """Learning rate of the patch embedding over that of the other parameters under AdamW."""
@@ -45,35 +55,44 @@ class Packed:
     """One chart's lessons, ready for the model."""
 
     flat: Flat
-    topics: tuple[int, ...]
-    """Topic of each branch, as an index into `TOPICS`."""
+    topics: tuple[tuple[int, ...], ...]
+    """Topic of each turn of each branch, as an index into `TOPICS`."""
     patches: list[np.ndarray]
     grids: list[tuple[int, int, int]]
 
 
-def lesson_tree(
-    index: int, renderer: Qwen2VLRenderer, *, seed: int, by: Naming = "place"
-) -> Packed:
+def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
     """Lessons on chart `index`: the picture as the trunk, each lesson as a branch."""
     chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
     rng = np.random.default_rng([seed, index, 7])
     picture = ImageRef(f"chart-{index}", *chart.drawing.image.size)
     shown = [(picture, chart.drawing.image)]
-    taught = lessons(chart, rng, frame=renderer.frame(picture), by=by)
+
+    def parts_of(asked: Sequence[str | Image.Image]) -> tuple[Part, ...]:
+        parts: list[Part] = []
+        for part in asked:
+            if isinstance(part, str):
+                parts.append(Text(part))
+            else:
+                view = ImageRef(f"chart-{index}-view-{len(shown)}", *part.size)
+                shown.append((view, part))
+                parts.append(ImageShown(view, ""))
+        return tuple(parts)
+
+    taught = lessons(chart, rng, frame=renderer.frame(picture))
     branches: list[tuple[Segment, ...]] = []
-    topics: list[int] = []
-    for number, lesson in enumerate(taught):
-        view = None
-        if lesson.view is not None:
-            view = ImageRef(f"chart-{index}-view-{number}", *lesson.view.size)
-            shown.append((view, lesson.view))
-        asked = renderer.encode_user_rest(lesson.question, view)
-        branches.append((asked, renderer.demonstrated(lesson.answer)))
-        topics.append(TOPICS.index(lesson.topic))
+    for lesson in taught:
+        opening, *later = lesson
+        branch = [renderer.encode_user_rest(parts_of(opening.asked))]
+        branch.append(renderer.demonstrated(opening.answer))
+        for exchange in later:
+            branch.append(renderer.observation(Message("user", parts_of(exchange.asked))))
+            branch.append(renderer.demonstrated(exchange.answer))
+        branches.append(tuple(branch))
     tree = Tree((renderer.encode_user_image(picture),), tuple(branches))
     return Packed(
         flatten(tree, renderer),
-        tuple(topics),
+        tuple(tuple(TOPICS.index(e.topic) for e in lesson) for lesson in taught),
         [renderer.patches(ref, image) for ref, image in shown],
         [renderer.grid(ref) for ref, _ in shown],
     )
@@ -82,20 +101,14 @@ def lesson_tree(
 class LessonData(Dataset[Packed]):
     """Charts `first` to `last` of the pretraining stream."""
 
-    def __init__(
-        self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int, by_colour: int
-    ) -> None:
+    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int) -> None:
         self.renderer, self.seed, self.first, self.last = renderer, seed, first, last
-        self.by_colour = by_colour
-        """Charts before this one are asked about by colour."""
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __getitem__(self, k: int) -> Packed:
-        index = self.first + k
-        by: Naming = "colour" if index < self.by_colour else "place"
-        return lesson_tree(index, self.renderer, seed=self.seed, by=by)
+        return lesson_tree(self.first + k, self.renderer, seed=self.seed)
 
 
 def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -131,15 +144,22 @@ def learning_rate_factor(step: int, config: PretrainConfig) -> float:
 def run(recipe: Recipe) -> Path:
     """Train the base of a recipe, or go on with it, and return the folder of the finished model."""
     config = recipe.pretrain
-    torch.set_num_threads(recipe.threads)
-    renderer = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
+    prepare(recipe)
+    square = SETTINGS.factor**2
+    settings = replace(
+        SETTINGS,
+        min_pixels=(recipe.min_image_tokens or SETTINGS.min_pixels // square) * square,
+        max_pixels=(recipe.max_image_tokens or SETTINGS.max_pixels // square) * square,
+    )
+    renderer = Qwen2VLRenderer(build_tokenizer(), settings)
     model = with_linear_patches(build_model(renderer.tokenizer, seed=recipe.seed))
     trained = optimizers(model, config)
     with RunFolder(recipe.run or Path("runs/pretrain")) as folder:
         check_same_run(folder.recipe(), recipe, stage="pretrain")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
-        step, minutes = _resume(folder, model, trained)
+        first, minutes = _resume(folder, model, trained)
+        step = first
         numbers = torch.tensor(number_ids(renderer.tokenizer))
         began = time.monotonic()
         steps = iter(_stream(renderer, recipe, first=step))
@@ -154,8 +174,17 @@ def run(recipe: Recipe) -> Path:
                 step += 1
                 folder.append("metrics", {"stage": "pretrain", "step": step, **row})
                 bar.advance(f"loss {row['loss']:.2f}")
-                if step % config.checkpoint_every == 0 or step == config.steps:
+                if step % config.checkpoint_every == 0:
                     _checkpoint(folder, step, model, trained, minutes + _since(began))
+        if step > first and step % config.checkpoint_every:
+            _checkpoint(folder, step, model, trained, minutes + _since(began))
+        if step < config.steps:
+            print(
+                f"Training ended after step {step} of {config.steps}, at the "
+                f"{config.max_minutes:g} minutes of pretrain.max_minutes, before its learning "
+                "rates had fallen; raise it and start again to go on.",
+                file=sys.stderr,
+            )
         save(
             model,
             renderer,
@@ -171,22 +200,41 @@ def _step(
     packs: list[Packed],
     numbers: torch.Tensor,
 ) -> dict[str, float]:
-    """One optimiser step on the mean loss over all taught tokens."""
+    """One optimiser step on the weighted mean loss over all taught tokens."""
     packed = batch([p.flat for p in packs])
     features = encode_images(
         model, [x for p in packs for x in p.patches], [g for p in packs for g in p.grids]
     )
     logits = token_logits(model, packed, hidden_states(model, packed, features))  # (N, V)
-    loss = F.cross_entropy(logits, packed.target)
+    losses = F.cross_entropy(logits, packed.target, reduction="none")  # (N,)
+    weights = answer_weights(packed)
+    loss = (losses * weights).sum() / weights.sum()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in trained:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    by_tree = pad_sequence([torch.tensor(p.topics) for p in packs], batch_first=True)
-    topics = by_tree[packed.row, packed.branch]  # (N,)
+    topics = torch.tensor(
+        [
+            packs[r].topics[b][t]
+            for r, b, t in zip(
+                packed.row.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
+            )
+        ]
+    )  # (N,)
     row = {"loss": loss.item(), "grad_norm": norm.item()}
     return row | _right(topics, logits.detach().argmax(-1), packed.target, numbers)
+
+
+def answer_weights(packed: Batch) -> torch.Tensor:
+    """Weights (N,) of taught tokens: an answer counts with the square root of its length.
+
+    With equal weights the long lists of boxes would leave a hundredth of the gradient to readings
+    and sums.
+    """
+    answers = torch.stack([packed.row, packed.branch, packed.turn])
+    _, answer, lengths = answers.unique(dim=1, return_inverse=True, return_counts=True)
+    return lengths[answer].float().rsqrt()
 
 
 def _right(
@@ -219,13 +267,7 @@ def _since(began: float) -> float:
 def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterator[list[Packed]]:
     """Batches from step `first` on, drawn by a process beside this one."""
     size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
-    data = LessonData(
-        renderer,
-        seed=recipe.seed,
-        first=first * size,
-        last=steps * size,
-        by_colour=recipe.pretrain.colour_steps * size,
-    )
+    data = LessonData(renderer, seed=recipe.seed, first=first * size, last=steps * size)
     loader: DataLoader[Packed] = DataLoader(
         data, batch_size=size, num_workers=1, collate_fn=list, prefetch_factor=4
     )

@@ -21,9 +21,11 @@ from typing import Any, NamedTuple
 import yaml
 from markupsafe import Markup
 
+from saccade.atomic_files import write_atomic
+from saccade.episode_json import episode_from_json
 from saccade.errors import DataError, SaccadeError
-from saccade.images import ImageStore
-from saccade.store import RunFolder, episode_from_json, write_atomic
+from saccade.image_store import ImageStore
+from saccade.run_folder import RunFolder
 from saccade.view import episode_html, html_templates
 
 __all__ = ["write_report"]
@@ -44,7 +46,7 @@ _CURVES = {
 _STROKES = 8
 _MANY_POINTS = 40
 _MOST_POINTS = 400
-_ORDER = ("pretrain", "base", "sft", "rl", "eval")
+_ORDER = ("pretrain", "base", "sft", "rl", "rl-text", "eval")
 
 
 def write_report(run: Path, *, episodes: int = 12) -> Path:

@@ -19,21 +19,30 @@ from typing import Any
 
 import torch
 
-from saccade.assemble import Policy, device_of, image_features, load_policy, setup_for, task_of
+from saccade.assemble import (
+    Policy,
+    check_same_weights,
+    device_of,
+    image_features,
+    load_policy,
+    setup_for,
+    task_of,
+)
 from saccade.config import Recipe, RlConfig, check_same_run, dump_recipe, recipe_hash
 from saccade.engines import Sampling
+from saccade.episode_json import episode_to_json
 from saccade.errors import RecipeError, SaccadeError
 from saccade.evaluate import row_of
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.losses import SAME_REWARD, PolicyLoss, group_advantages, policy_loss
 from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
 from saccade.models.tiny import save
 from saccade.progress import progress
 from saccade.rewards import Rubric, per_turn, reward_named
 from saccade.rollout import Setup, rollout
+from saccade.run_folder import RunFolder
 from saccade.sft import checkpoint, resume, trainable
-from saccade.store import RunFolder, episode_to_json
-from saccade.tasks import Task
+from saccade.tasks import Task, stream
 from saccade.tokens import Batch, batch, episode_tree, flatten
 from saccade.types import Episode, Group, Sample
 
@@ -90,8 +99,6 @@ async def _run(recipe: Recipe) -> Path:
             "rl needs rollout.temperature above 0 to compare rollouts, got 0: set it to 1.0."
         )
     policy = load_policy(recipe)
-    if recipe.deterministic:
-        torch.use_deterministic_algorithms(True)
     reference = None
     if config.kl_beta > 0:
         reference = load_policy(recipe, model=config.reference or recipe.model)
@@ -107,6 +114,7 @@ async def _run(recipe: Recipe) -> Path:
     )
     with RunFolder(recipe.run or Path("runs/rl")) as folder:
         check_same_run(folder.recipe(), recipe, stage="rl")
+        check_same_weights(folder, recipe.model)
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
         if config.eval_every:  # a missing split is found now and not after hours
@@ -170,15 +178,17 @@ async def _sample(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> Rol
     for attempt in range(tries):
         # attempts read on in the stream, far from the prompts of other steps
         start = (step * tries + attempt) * config.prompts_per_step
-        samples = task.load("train", store=setup.store, start=start, count=config.prompts_per_step)
-        if len(samples) < config.prompts_per_step:
-            raise RecipeError(
-                f"The train split of {task.name} ends before step {step + 1} has its "
-                f"{config.prompts_per_step} prompts; lower rl.steps or rl.prompts_per_step."
-            )
-        found = await _roll(samples, setup, recipe, sampling)
+        prompts = stream(
+            task,
+            "train",
+            store=setup.store,
+            start=start,
+            count=config.prompts_per_step,
+            seed=recipe.seed,
+        )
+        found = await _roll(prompts, setup, recipe, sampling)
         episodes += found
-        drawn += len(samples)
+        drawn += len(prompts)
         for group in _grouped(found, config.group_size):
             trained = _advantages(group, config)
             if trained is None:
@@ -194,11 +204,12 @@ async def _sample(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> Rol
 
 
 async def _roll(
-    samples: Sequence[Sample], setup: Setup, recipe: Recipe, sampling: Sampling
+    prompts: Sequence[tuple[Sample, int]], setup: Setup, recipe: Recipe, sampling: Sampling
 ) -> list[Episode]:
     return await rollout(
-        samples,
+        [sample for sample, _ in prompts],
         setup,
+        past=[past for _, past in prompts],
         sampling=sampling,
         seed=recipe.seed,
         group_size=recipe.rl.group_size,
@@ -332,23 +343,20 @@ def _add(total: dict[str, float], name: str, value: float) -> None:
     total[name] = total.get(name, 0.0) + value
 
 
-@dataclass(frozen=True, slots=True)
-class _Branch:
-    """Where a branch of a packed tree comes from."""
-
-    advantages: tuple[float, ...]
+Advantages = tuple[tuple[float, ...], ...]
+"""Of each turn of each branch of a tree."""
 
 
 def _packed(
     groups: Sequence[TrainedGroup], policy: Policy
-) -> list[tuple[Batch, tuple[tuple[_Branch, ...], ...]]]:
+) -> list[tuple[Batch, tuple[Advantages, ...]]]:
     """Groups as batches of trees of similar length, with the advantages of their branches."""
     trees = []
     for group in groups:
         for at in range(0, len(group.episodes), BRANCHES_PER_TREE):
             part = slice(at, at + BRANCHES_PER_TREE)
             flat = flatten(episode_tree(group.episodes[part]), policy.renderer)
-            trees.append((flat, tuple(_Branch(a) for a in group.advantages[part])))
+            trees.append((flat, group.advantages[part]))
     trees.sort(key=lambda t: len(t[0].ids))
     packs = []
     for at in range(0, len(trees), TREES_PER_PASS):
@@ -386,7 +394,7 @@ def _reference_logprobs(
 def _pass(
     policy: Policy,
     packed: Batch,
-    trees: tuple[tuple[_Branch, ...], ...],
+    trees: tuple[Advantages, ...],
     expected: torch.Tensor | None,
     store: ImageStore,
     recipe: Recipe,
@@ -404,7 +412,7 @@ def _pass(
     episode = first[packed.row] + packed.branch
     advantages = torch.tensor(
         [
-            trees[r][b].advantages[t]
+            trees[r][b][t]
             for r, b, t in zip(
                 packed.row.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
             )

@@ -21,7 +21,7 @@ from saccade.dialects import Dialect
 from saccade.engines import Engine, PolicyEngine, Sampling, TurnRequest
 from saccade.errors import EngineError, SaccadeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Frame
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
 from saccade.tools.toolbox import ToolBox
 from saccade.types import (
@@ -307,17 +307,26 @@ async def rollout(
     sampling: Sampling,
     seed: int = 0,
     group_size: int = 1,
+    past: Sequence[int] = (),
     concurrency: int = 128,
     failure_limit: float | None = None,
     on_done: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
     """`group_size` episodes for each sample, in the order of samples, then of rollouts.
 
+    `past` says how many groups of each sample were drawn before: rollouts are numbered on from
+    there, so that a sample that comes again is drawn anew.
+
     With a `failure_limit`, raises SaccadeError once more than that share of episodes (and more
     than two) ended by our doing; `on_done` sees each episode as it ends.
     """
     slots = asyncio.Semaphore(concurrency)
-    jobs = [(sample, index) for sample in samples for index in range(group_size)]
+    before = past or (0,) * len(samples)
+    jobs = [
+        (sample, groups * group_size + index)
+        for sample, groups in zip(samples, before, strict=True)
+        for index in range(group_size)
+    ]
     failed = 0
 
     async def one(sample: Sample, index: int) -> Episode:

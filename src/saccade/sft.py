@@ -19,6 +19,7 @@ from torch import nn
 
 from saccade.assemble import (
     Policy,
+    check_same_weights,
     data_file,
     device_of,
     image_features,
@@ -27,16 +28,19 @@ from saccade.assemble import (
     task_of,
 )
 from saccade.config import Recipe, check_same_run, dump_recipe, recipe_hash
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import hidden_states, token_logits
 from saccade.models.tiny import save
 from saccade.progress import progress
-from saccade.store import RunFolder
+from saccade.run_folder import RunFolder
 from saccade.synth import read_demonstrations, replay
 from saccade.tokens import Batch, Tree, batch, flatten, tokenize
 
 __all__ = ["run", "trainable"]
+
+PICTURES_PER_PASS = 64
+"""Pictures in one forward pass of a frozen vision tower."""
 
 
 def run(recipe: Recipe) -> Path:
@@ -57,12 +61,18 @@ def run(recipe: Recipe) -> Path:
     )
     frozen = None
     if config.freeze_vision:
-        with torch.no_grad():
-            frozen = image_features(policy, [i for f in flats for i in f.images], store=store)
+        frozen = {}
+        pictures = list({i.key: i for f in flats for i in f.images}.values())
+        with torch.no_grad(), progress("sft: pictures", total=len(pictures)) as bar:
+            for at in range(0, len(pictures), PICTURES_PER_PASS):
+                part = pictures[at : at + PICTURES_PER_PASS]
+                frozen |= image_features(policy, part, store=store)
+                bar.advance(by=len(part))
     per_epoch = math.ceil(len(flats) / config.batch_size)
     steps = per_epoch * config.epochs
     with RunFolder(recipe.run or Path("runs/sft")) as folder:
         check_same_run(folder.recipe(), recipe, stage="sft")
+        check_same_weights(folder, recipe.model)
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
         step = resume(folder, policy.model, optimizer)

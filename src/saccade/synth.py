@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from saccade.atomic_files import write_atomic
 from saccade.engines import Sampling
 from saccade.engines.scripted import ScriptedEngine
 from saccade.errors import DataError
+from saccade.progress import progress
 from saccade.rollout import Setup, rollout
-from saccade.store import write_atomic
 from saccade.tasks import Task
 from saccade.types import Episode, Sample
 
@@ -86,14 +87,18 @@ def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) ->
 def samples_by_id(task: Task, ids: Sequence[str], setup: Setup) -> list[Sample]:
     """Samples named `.../split/index`, in the order of `ids`. Raises DataError for other names."""
     found = []
-    for name in ids:
-        parts = name.rsplit("/", 2)
-        if len(parts) != 3 or not parts[2].isdecimal():
-            raise DataError(f"Sample {name!r} is not named task/split/index.")
-        [sample] = task.load(parts[1], store=setup.store, start=int(parts[2]), count=1)
-        if sample.id != name:
-            raise DataError(f"Task {task.name} has no sample {name!r}; it has {sample.id!r} there.")
-        found.append(sample)
+    with progress("demonstrations: pictures", total=len(ids)) as bar:
+        for name in ids:
+            parts = name.rsplit("/", 2)
+            if len(parts) != 3 or not parts[2].isdecimal():
+                raise DataError(f"Sample {name!r} is not named task/split/index.")
+            [sample] = task.load(parts[1], store=setup.store, start=int(parts[2]), count=1)
+            if sample.id != name:
+                raise DataError(
+                    f"Task {task.name} has no sample {name!r}; it has {sample.id!r} there."
+                )
+            found.append(sample)
+            bar.advance()
     return found
 
 
@@ -116,7 +121,10 @@ async def replay(
     samples = [replace(s, id=f"{s.id}#{k}") for k, s in enumerate(samples)]
     script = {s.id: list(d.turns) for s, d in zip(samples, demonstrations, strict=True)}
     scripted = replace(setup, engine=ScriptedEngine(script), frame=setup.frame_of)
-    episodes = await rollout(samples, scripted, sampling=Sampling())
+    with progress("demonstrations: replay", total=len(samples)) as bar:
+        episodes = await rollout(
+            samples, scripted, sampling=Sampling(), on_done=lambda _: bar.advance()
+        )
     for episode, demonstration in zip(episodes, demonstrations, strict=True):
         if len(episode.turns) != len(demonstration.turns):
             ended = episode.stop.value if episode.stop else ""

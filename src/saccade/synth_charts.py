@@ -11,6 +11,7 @@ import numpy as np
 
 from saccade.dialects import Dialect
 from saccade.geometry import Box, Frame
+from saccade.progress import progress
 from saccade.synth import Demonstration
 from saccade.types import Answer, Parsed, ToolCall
 from saccade.worlds.charts import ChartItem, item
@@ -29,12 +30,14 @@ def demonstrations(
 ) -> list[Demonstration]:
     """`count` demonstrations on charts of the train split from `start` on."""
     found = []
-    for index in range(start, start + count):
-        chart = item("train", index, max_pixels=max_pixels)
-        rng = np.random.default_rng([seed, index, 3])
-        quality = str(rng.choice(list(QUALITIES), p=list(QUALITIES.values())))
-        turns = tuple(dialect.render(p) for p in demonstrate(chart, quality, rng))
-        found.append(Demonstration(chart.id, turns, quality))
+    with progress("demonstrations", total=count) as bar:
+        for index in range(start, start + count):
+            chart = item("train", index, max_pixels=max_pixels)
+            rng = np.random.default_rng([seed, index, 3])
+            quality = str(rng.choice(list(QUALITIES), p=list(QUALITIES.values())))
+            turns = tuple(dialect.render(p) for p in demonstrate(chart, quality, rng))
+            found.append(Demonstration(chart.id, turns, quality))
+            bar.advance()
     return found
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from saccade.errors import StorageError, ToolError
 from saccade.geometry import Frame
-from saccade.images import ImageStore, load_image, root_view
+from saccade.image_store import ImageStore
+from saccade.images import root_view
+from saccade.picture_files import load_image
 from saccade.tools import ToolBox, builtin_tools
 from saccade.types import BoxFound, ImageShown, MaskFound, Text, ToolCall
 

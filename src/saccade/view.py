@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from saccade.errors import SaccadeError
 from saccade.geometry import Box, Polygon
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.types import (
     BadCall,
     BoxFound,

@@ -27,7 +27,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from saccade.engines import Capabilities, TurnRequest
 from saccade.errors import EngineError, RecipeError
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.types import ImageRef, ImageShown, Message, Text, Turn
 
 if TYPE_CHECKING:

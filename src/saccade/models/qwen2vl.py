@@ -18,6 +18,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from saccade.errors import RecipeError
+from saccade.models.steady import LEAST_ROWS, is_steady
 from saccade.tokens import Batch
 
 __all__ = [
@@ -62,7 +63,7 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RecipeError(
-            f"The model in folder {folder.name!r} can't be loaded: {reason}"
+            f"The model in folder {folder.name!r} can't be loaded: {reason.rstrip('.')}."
         ) from None
     return with_linear_patches(model).eval()
 
@@ -85,11 +86,19 @@ def encode_images(
         return []
     visual = model.model.visual
     device = visual.patch_embed.proj.weight.device
+    merge = visual.spatial_merge_size**2
+    sizes = [t * h * w // merge for t, h, w in grids]
     stacked = torch.cat([torch.as_tensor(p) for p in patches]).to(device)
     grid = torch.tensor(grids, dtype=torch.long, device=device)  # (images, 3)
+    if sum(sizes) < LEAST_ROWS and is_steady(visual.patch_embed.proj.weight):
+        # a blank picture keeps few tokens company: pictures don't see each other
+        stacked = F.pad(stacked, (0, 0, 0, merge * LEAST_ROWS))
+        blank = grid.new_tensor(
+            [[1, visual.spatial_merge_size, visual.spatial_merge_size * LEAST_ROWS]]
+        )
+        grid, sizes = torch.cat([grid, blank]), [*sizes, LEAST_ROWS]
     features = visual(stacked, grid_thw=grid).pooler_output  # (all tokens, D)
-    merge = visual.spatial_merge_size**2
-    return list(torch.split(features, [t * h * w // merge for t, h, w in grids]))
+    return list(torch.split(features, sizes))[: len(grids)]
 
 
 def hidden_states(

@@ -22,8 +22,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
 
+from saccade.atomic_files import replacing
 from saccade.renderers.qwen2vl import Qwen2VLRenderer, Qwen2VLSettings
-from saccade.store import replacing
 
 __all__ = ["build_model", "build_tokenizer", "number_ids", "save"]
 

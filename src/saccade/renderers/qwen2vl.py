@@ -24,7 +24,7 @@ from tokenizers import Tokenizer
 from saccade.errors import RecipeError
 from saccade.geometry import Frame
 from saccade.renderers.resize import smart_resize
-from saccade.types import ImageRef, ImageShown, Message, Segment, Text
+from saccade.types import ImageRef, ImageShown, Message, Part, Segment, Text
 
 __all__ = ["Positions", "Qwen2VLRenderer", "Qwen2VLSettings"]
 
@@ -149,12 +149,11 @@ class Qwen2VLRenderer:
         body, shown = self._body(Message("user", (ImageShown(image, ""),)))
         return Segment("prompt", self._encode(f"{IM_START}user\n{body}"), images=tuple(shown))
 
-    def encode_user_rest(self, text: str, view: ImageRef | None = None) -> Segment:
-        """The rest of such a turn, up to the model's header; a view precedes the text."""
-        shown = (ImageShown(view, ""),) if view else ()
-        body, images = self._body(Message("user", (*shown, Text(text))))
+    def encode_user_rest(self, parts: Sequence[Part]) -> Segment:
+        """The rest of such a turn, up to the model's header."""
+        body, shown = self._body(Message("user", tuple(parts)))
         ids = self._encode(f"{body}{IM_END}\n{IM_START}assistant\n")
-        return Segment("prompt", ids, images=tuple(images))
+        return Segment("prompt", ids, images=tuple(shown))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of a sampled turn, without its end. Broken UTF-8 becomes U+FFFD."""

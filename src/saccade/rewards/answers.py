@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import NamedTuple, Protocol
 
-__all__ = ["RULES", "SCORER_VERSION", "Rule", "extract", "lenient", "strict"]
+__all__ = ["RULES", "SCORER_VERSION", "Rule", "extract", "judged", "lenient", "strict"]
 
 SCORER_VERSION = 1
 """Stored beside scores, so that runs can be scored again and told apart."""
@@ -446,6 +446,13 @@ def extract(text: str) -> str | None:
         if len(candidate.split()) <= _SHORT_WORDS:
             return _trimmed(candidate)
     return None
+
+
+def judged(gold: str, said: str | None) -> str | None:
+    """The answer that rewards and evaluation judge. What equals the gold answer as it stands needs
+    no extractor; None where there is none.
+    """
+    return said if said is None or strict(gold, said) else extract(said)
 
 
 def _boxed(text: str) -> str | None:

@@ -8,7 +8,7 @@ Left out on purpose: format rewards (nothing is paid for bare form) and judges.
 from __future__ import annotations
 
 from saccade.coverage import overlap
-from saccade.rewards.answers import strict
+from saccade.rewards.answers import judged, strict
 from saccade.rewards.rubric import reward
 from saccade.types import Episode, Sample, Score, TurnRecord
 
@@ -16,7 +16,8 @@ __all__ = ["answer", "answer_published", "looked_at_evidence", "per_turn", "vali
 
 
 def _is_right(episode: Episode, sample: Sample) -> bool:
-    return episode.answer is not None and strict(sample.answer, episode.answer)
+    said = judged(sample.answer, episode.answer)
+    return said is not None and strict(sample.answer, said)
 
 
 @reward

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import overload
 
+from saccade import plugins
 from saccade.errors import RecipeError
 from saccade.types import Episode, Outcome, Sample, Score
 
@@ -94,7 +95,12 @@ def _register(judge: Judge, *, required: bool) -> Reward:
 
 
 def reward_named(name: str) -> Reward:
-    """The reward of that name, for recipes. Raises RecipeError with the names there are."""
+    """The reward of that name, for recipes: ours, or one that an installed package offers.
+
+    Raises RecipeError with the names there are.
+    """
+    if name not in _REWARDS:
+        plugins.load("saccade.rewards", name)  # registers itself where it is decorated
     if name in _REWARDS:
         return _REWARDS[name]
     close = difflib.get_close_matches(name, _REWARDS, n=1)

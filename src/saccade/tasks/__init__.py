@@ -12,17 +12,22 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from saccade import plugins
 from saccade.errors import RecipeError
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
 from saccade.types import Sample
 
-__all__ = ["CLUSTER", "TASKS", "Task", "task_named"]
+__all__ = ["CLUSTER", "TASKS", "Task", "stream", "task_named"]
+
+GROUP: plugins.Group = "saccade.tasks"
 
 CLUSTER = "cluster"
 """Name in `Sample.meta`: samples of equal value depend on each other (share a picture, say)."""
 TASKS = ("charts", "files")
-"""Names that `task_named` knows."""
+"""Names of the tasks that come with saccade."""
 
 
 @runtime_checkable
@@ -41,6 +46,13 @@ class Task(Protocol):
         """`count` samples (None: all) from the `start`-th on; their images are added to the store.
 
         Raises DataError or RecipeError for a split or rows that can't be used.
+        """
+        ...
+
+    def size(self, split: str) -> int | None:
+        """How many samples the split has; None: it has no end.
+
+        Raises DataError or RecipeError for a split that there is not.
         """
         ...
 
@@ -66,7 +78,29 @@ def task_named(name: str, options: Mapping[str, object]) -> Task:
         from saccade.tasks.files import Files
 
         return _build(Files, name, options)
-    raise RecipeError(f"Unknown task {name!r}. {_hint(name, TASKS)}")
+    if (factory := plugins.load("saccade.tasks", name)) is not None:
+        return _build(factory, name, options)
+    raise RecipeError(f"Unknown task {name!r}. {_hint(name, [*TASKS, *plugins.offered(GROUP)])}")
+
+
+def stream(
+    task: Task, split: str, *, store: ImageStore, start: int, count: int, seed: int
+) -> list[tuple[Sample, int]]:
+    """Samples for training, without end, each with the number of times that it came before.
+
+    A split that ends is read again and again, each time in an order of its own, which is a function
+    of seed and round.
+    """
+    size = task.size(split)
+    if size is None:
+        return [(s, 0) for s in task.load(split, store=store, start=start, count=count)]
+    found = []
+    for at in range(start, start + count):
+        past, place = divmod(at, size)
+        order = np.random.default_rng([seed, past, 13]).permutation(size)
+        [sample] = task.load(split, store=store, start=int(order[place]), count=1)
+        found.append((sample, past))
+    return found
 
 
 def _build(factory: Callable[..., Task], name: str, options: Mapping[str, Any]) -> Task:

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from saccade.errors import RecipeError
-from saccade.images import ImageStore, root_view
+from saccade.image_store import ImageStore
+from saccade.images import root_view
 from saccade.rewards import Rubric, answer
 from saccade.types import Evidence, Sample
 from saccade.worlds.charts import SPLITS, ChartItem, item
@@ -33,16 +34,21 @@ class Charts:
         self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None
     ) -> Sequence[Sample]:
         """Items `start` to `start + count` of a split; the pictures are put into the store."""
-        if split not in SPLITS:
-            raise RecipeError(
-                f"Task charts has no split {split!r}. Available: {', '.join(SPLITS)}."
-            )
+        self.size(split)
         if count is None:
             raise RecipeError(f"Split {split!r} of task charts has no end; say how many items.")
         return [
             self._sample(item(split, index, max_pixels=self.max_pixels), store)
             for index in range(start, start + count)
         ]
+
+    def size(self, split: str) -> int | None:
+        """None: charts are drawn on demand."""
+        if split not in SPLITS:
+            raise RecipeError(
+                f"Task charts has no split {split!r}. Available: {', '.join(SPLITS)}."
+            )
+        return None
 
     def gold(self, sample: Sample) -> str:
         return sample.answer

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from saccade.errors import DataError, RecipeError
-from saccade.images import ImageStore
+from saccade.image_store import ImageStore
+from saccade.progress import Bar, progress
 from saccade.rewards.answers import extract, strict
 from saccade.tasks import Task
 from saccade.types import (
@@ -30,6 +32,8 @@ from saccade.types import (
 __all__ = ["CheckReport", "answered", "check"]
 
 SPLITS = ("train", "validation", "test")
+PIECE = 10
+"""Samples between two moves of the progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,26 +66,23 @@ def check(
     must score less and not be right; evidence must lie on the sample's images and not be a whole
     one, which no gaze covers; ids must be unique. Raises DataError where the split can't be loaded.
     """
-    store = ImageStore()
-    samples = task.load(split, store=store, count=count)
-    ids = Counter(sample.id for sample in samples)
-    problems = [f"{task.name} has no samples in {split}."] if not samples else []
-    problems += [f"Id {i!r} stands {n} times in {split}." for i, n in ids.items() if n > 1]
-    for sample in samples:
-        problems += _evidence_problems(sample)
-    verdicts = [(s, task.gold(s), task.wrong(s)) for s in samples]
-    problems += _score_problems(task, verdicts)
-    compared = []
+    sizes = {split: _size(task, split, count)}
     for other in others:
-        if other == split:
-            continue
-        try:
-            found = task.load(other, store=ImageStore(), count=count)
-        except (DataError, RecipeError):
-            continue  # the task has no such split
-        compared.append(other)
-        shared = sorted(ids.keys() & {s.id for s in found})
-        problems += [f"Id {i!r} stands in {split} and in {other}." for i in shared]
+        with suppress(DataError, RecipeError):  # the task may have no such split
+            sizes.setdefault(other, _size(task, other, count))
+    with progress(f"check {task.name}", total=sum(n or 0 for n in sizes.values())) as bar:
+        samples = _load(task, split, sizes[split], bar)
+        ids = Counter(sample.id for sample in samples)
+        problems = [f"{task.name} has no samples in {split}."] if not samples else []
+        problems += [f"Id {i!r} stands {n} times in {split}." for i, n in ids.items() if n > 1]
+        for sample in samples:
+            problems += _evidence_problems(sample)
+        verdicts = [(s, task.gold(s), task.wrong(s)) for s in samples]
+        problems += _score_problems(task, verdicts)
+        compared = [other for other in sizes if other != split]
+        for other in compared:
+            shared = sorted(ids.keys() & {s.id for s in _load(task, other, sizes[other], bar)})
+            problems += [f"Id {i!r} stands in {split} and in {other}." for i in shared]
     return CheckReport(
         task=task.name,
         split=split,
@@ -106,6 +107,24 @@ def answered(sample: Sample, answer: str) -> Episode:
         turns=(TurnRecord(Parsed(answer=Answer(answer)), named=named),),
         stop=StopReason.ANSWERED,
     )
+
+
+def _size(task: Task, split: str, count: int | None) -> int | None:
+    """How many samples of a split are looked at; None: all of one without an end."""
+    size = task.size(split)
+    return count if size is None else size if count is None else min(count, size)
+
+
+def _load(task: Task, split: str, count: int | None, bar: Bar) -> list[Sample]:
+    """The first samples of a split, piece by piece, so that the bar moves."""
+    store = ImageStore()
+    if count is None:
+        return list(task.load(split, store=store))
+    found: list[Sample] = []
+    for start in range(0, count, PIECE):
+        found += task.load(split, store=store, start=start, count=min(PIECE, count - start))
+        bar.advance(by=len(found) - start)
+    return found
 
 
 def _score_problems(task: Task, verdicts: Sequence[tuple[Sample, str, str]]) -> Iterator[str]:

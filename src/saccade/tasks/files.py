@@ -35,7 +35,9 @@ from pydantic_core import ErrorDetails
 
 from saccade.errors import DataError, ImageError, RecipeError
 from saccade.geometry import Box
-from saccade.images import ImageStore, ImageView, load_image, root_view
+from saccade.image_store import ImageStore
+from saccade.images import ImageView, root_view
+from saccade.picture_files import load_image
 from saccade.rewards import Rubric, answer
 from saccade.rewards.answers import lenient, strict
 from saccade.tasks import CLUSTER
@@ -137,17 +139,12 @@ class Files:
         """
         if start < 0 or (count is not None and count < 0):
             raise ValueError(f"start and count must be 0 or more, got {start} and {count}.")
-        if self._rows is None:
-            self._rows = _check_file(self.path)
-        rows = [r for r in self._rows if r.row.split == split]
-        if not rows:
-            splits = ", ".join(sorted({r.row.split for r in self._rows}))
-            raise DataError(
-                f"{self.path} has no rows of split {split!r}; there are: {splits} "
-                f"(rows that name no split are {DEFAULT_SPLIT})."
-            )
         end = None if count is None else start + count
-        return [self._sample(row, store) for row in rows[start:end]]
+        return [self._sample(row, store) for row in self._split(split)[start:end]]
+
+    def size(self, split: str) -> int:
+        """Rows of the split. Raises DataError as `load` does."""
+        return len(self._split(split))
 
     def gold(self, sample: Sample) -> str:
         return sample.answer
@@ -161,6 +158,18 @@ class Files:
         return next(
             o for o in others if not lenient(sample.answer, o) and not strict(sample.answer, o)
         )
+
+    def _split(self, split: str) -> list[_Checked]:
+        if self._rows is None:
+            self._rows = _check_file(self.path)
+        rows = [r for r in self._rows if r.row.split == split]
+        if not rows:
+            splits = ", ".join(sorted({r.row.split for r in self._rows}))
+            raise DataError(
+                f"{self.path} has no rows of split {split!r}; there are: {splits} "
+                f"(rows that name no split are {DEFAULT_SPLIT})."
+            )
+        return rows
 
     def _sample(self, checked: _Checked, store: ImageStore) -> Sample:
         row = checked.row

@@ -1,10 +1,15 @@
 """Tools that a model may call: `@tool` makes one of a function, `ToolBox` runs an episode's calls.
 
-One file for each tool; a new file is listed in `builtin_tools` and nowhere else.
+One file for each tool; a new file is listed in `builtin_tools` and nowhere else. Installed packages
+offer their own as entry points.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from saccade import plugins
+from saccade.errors import RecipeError
 from saccade.tools.crop import crop
 from saccade.tools.draw_horizontal_line import draw_horizontal_line
 from saccade.tools.draw_vertical_line import draw_vertical_line
@@ -29,8 +34,31 @@ __all__ = [
     "look",
     "terminate",
     "tool",
+    "tools_named",
     "zoom",
 ]
+
+
+def tools_named(names: Sequence[str]) -> list[Tool]:
+    """Tools by name: ours, or those that installed packages offer.
+
+    Raises RecipeError with the names there are, and for what is no tool or has another name.
+    """
+    ours = builtin_tools()
+    return [ours[name] if name in ours else _offered(name) for name in names]
+
+
+def _offered(name: str) -> Tool:
+    found = plugins.load("saccade.tools", name)
+    if found is None:
+        known = ", ".join(sorted({*builtin_tools(), *plugins.offered("saccade.tools")}))
+        raise RecipeError(f"No tool named {name!r}. Available: {known}.")
+    if not isinstance(found, Tool) or found.name != name:
+        raise RecipeError(
+            f"The package that offers the tool {name!r} must give a @tool function of that name, "
+            f"got {getattr(found, 'name', found)!r}."
+        )
+    return found
 
 
 def builtin_tools() -> dict[str, Tool]:

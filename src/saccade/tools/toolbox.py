@@ -25,7 +25,8 @@ from jsonschema import Draft202012Validator
 
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame, Mask, Point
-from saccade.images import ImageStore, ImageView
+from saccade.image_store import ImageStore
+from saccade.images import ImageView
 from saccade.tools.spec import PLACES, Parameter, Tool
 from saccade.tools.terminate import terminate
 from saccade.types import (

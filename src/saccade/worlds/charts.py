@@ -39,7 +39,6 @@ __all__ = [
 
 ChartKind = Literal["bar", "line"]
 QuestionKind = Literal["value", "difference", "extremum", "comparison"]
-Naming = Literal["colour", "place"]
 KINDS: tuple[QuestionKind, ...] = ("value", "difference", "extremum", "comparison")
 SPLITS = {"pretrain": (0, 70), "train": (70, 84), "validation": (84, 90), "test": (90, 100)}
 """Percentiles of the data hash that belong to each split."""
@@ -89,10 +88,8 @@ class ChartSpec:
     def value(self, name: str) -> int:
         return dict(self.entries)[name]
 
-    def called(self, name: str, by: Naming = "place") -> str:
-        """A mark as questions call it: by its colour, or by its place from the left."""
-        if by == "colour":
-            return name
+    def called(self, name: str) -> str:
+        """A mark as questions call it: by its place from the left."""
         mark = "bar" if self.chart == "bar" else "point"
         return f"{mark} {[n for n, _ in self.entries].index(name) + 1}"
 
@@ -234,11 +231,9 @@ def item(split: str, index: int, *, max_pixels: int = 16 * 28 * 28) -> ChartItem
     )
 
 
-def question(
-    spec: ChartSpec, kind: QuestionKind, asked: tuple[str, ...], *, by: Naming = "place"
-) -> tuple[str, str]:
+def question(spec: ChartSpec, kind: QuestionKind, asked: tuple[str, ...]) -> tuple[str, str]:
     """The question of that kind about the asked marks, and its answer."""
-    called = [spec.called(name, by) for name in asked]
+    called = [spec.called(name) for name in asked]
     if kind == "value":
         return f"What is the value of {called[0]}?", str(spec.value(asked[0]))
     if kind == "difference":

@@ -1,14 +1,15 @@
 """What a base model is taught about charts: captions with boxes, referring boxes, reading enlarged
-views, plain questions and small arithmetic. Nothing of tools, and no conversation in which a
-picture comes back.
+views, plain questions and small arithmetic; single questions, and conversations of two. Nothing
+of tools: views are shown by whoever asks, and never where the model itself pointed before.
 
-Invariant: a lesson is text about one chart (and at most one enlarged view of it), true by the
-chart's geometry.
+Invariant: a lesson is text about one chart (and enlarged views of it), true by the chart's
+geometry.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,33 +17,41 @@ import numpy as np
 from PIL import Image
 
 from saccade.geometry import Box, Frame
-from saccade.worlds.charts import ChartItem, Naming, QuestionKind, question
+from saccade.ink import print_box
+from saccade.worlds.charts import ChartItem, QuestionKind, question
 
 __all__ = [
     "GRAIN",
     "TOPICS",
+    "Exchange",
     "Lesson",
     "Topic",
     "box_text",
     "label_region",
     "lessons",
     "rounded_box",
+    "worked_answer",
 ]
 
 Topic = Literal["caption", "pointing", "naming", "question", "reading", "arithmetic"]
 TOPICS: tuple[Topic, ...] = ("caption", "pointing", "naming", "question", "reading", "arithmetic")
 GRAIN = 10
 """Boxes of lessons are rounded outward to multiples of this many units of the frame."""
+READ = "Read."
+"""Asked behind a view."""
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
-    """A question and its answer, asked about the chart or about an enlarged view shown after it."""
+class Exchange:
+    """What the user says and shows, and what the model should answer."""
 
     topic: Topic
-    question: str
+    asked: tuple[str | Image.Image, ...]
     answer: str
-    view: Image.Image | None = None
+
+
+Lesson = tuple[Exchange, ...]
+"""A conversation behind the picture of the chart, which starts its first user turn."""
 
 
 def box_text(frame: Frame, box: Box) -> str:
@@ -69,95 +78,169 @@ def label_region(label: Box, *, width: int, height: int) -> Box:
     return region
 
 
-def lessons(
-    item: ChartItem, rng: np.random.Generator, *, frame: Frame, by: Naming = "place"
-) -> list[Lesson]:
-    """Four lessons on one chart, drawn from all topics: for seeing many charts."""
-    spec, drawing = item.spec, item.drawing
-    width, height = drawing.image.size
-    names = [n for n, _ in spec.entries]
-    regions = {n: label_region(drawing.labels[n], width=width, height=height) for n in names}
-    captioned = rng.random() < 0.4
-    found = [
-        _caption(item, regions, rng, frame)
-        if captioned
-        else _pointing(item, regions, rng, frame, by)
-    ]
-    name = str(rng.choice(names))
-    if rng.random() < 0.7:
-        asked = f"Where is the label of {spec.called(name, by)}?"
-        found.append(Lesson("pointing", asked, box_text(frame, regions[name])))
-    else:
-        box = drawing.marks[name] if rng.random() < 0.5 else regions[name]
-        found.append(Lesson("naming", f"What is at {box_text(frame, box)}?", name))
-    kind = rng.random()
-    if kind < 0.4:
-        found.append(Lesson("question", *question(spec, item.kind, item.names, by=by)))
-    else:
-        called = [spec.called(n, by) for n in names]
-        found.append(_other_question(item, rng, by) if kind < 0.6 else _arithmetic(rng, called))
-    found.append(_reading(item, str(rng.choice(names)), rng))
-    return found
+def worked_answer(item: ChartItem, kind: QuestionKind, names: Sequence[str], answer: str) -> str:
+    """The answer behind the numbers it follows from; a value is its own working."""
+    if kind == "value":
+        return answer
+    return ", ".join(str(item.spec.value(n)) for n in names) + "\n" + answer
 
 
-def _pointing(
-    item: ChartItem,
-    regions: dict[str, Box],
-    rng: np.random.Generator,
-    frame: Frame,
-    by: Naming,
-) -> Lesson:
-    """All marks, or all labels, in an order that only the question tells."""
-    names = [str(n) for n in rng.permutation([n for n, _ in item.spec.entries])]
-    asked, boxes = ("", item.drawing.marks) if rng.random() < 0.4 else ("the labels of ", regions)
-    called = [item.spec.called(n, by) for n in names]
-    found = zip(called, names, strict=True)
-    listed = "\n".join(f"{c} {box_text(frame, boxes[n])}" for c, n in found)
-    return Lesson("pointing", f"Where are {asked}{', '.join(called)}?", listed)
-
-
-def _caption(
-    item: ChartItem, regions: dict[str, Box], rng: np.random.Generator, frame: Frame
-) -> Lesson:
-    if rng.random() < 0.4:
-        listed = [f"{n} {box_text(frame, item.drawing.marks[n])}" for n, _ in item.spec.entries]
-        return Lesson("caption", f"Describe the {item.spec.chart} chart.", "\n".join(listed))
-    listed = [f"{n} {box_text(frame, regions[n])}" for n, _ in item.spec.entries]
-    return Lesson("caption", "List the labels.", "\n".join(listed))
-
-
-def _other_question(item: ChartItem, rng: np.random.Generator, by: Naming) -> Lesson:
-    """A plain question on the same chart about two marks at random."""
-    entries = item.spec.entries
-    a, b = (int(i) for i in rng.permutation(len(entries))[:2])
-    asked = (entries[a][0], entries[b][0])
-    kind: QuestionKind = (
-        "value" if rng.random() < 0.5 or entries[a][1] == entries[b][1] else "comparison"
+def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
+    """Five lessons on one chart, drawn from all topics: for seeing many charts."""
+    teacher = _Teacher(item, rng, frame)
+    first = rng.random()
+    whole = (
+        teacher.caption()
+        if first < 0.3
+        else teacher.point_at_all()
+        if first < 0.75
+        else teacher.rank()
     )
-    return Lesson("question", *question(item.spec, kind, asked, by=by))
-
-
-def _reading(item: ChartItem, name: str, rng: np.random.Generator) -> Lesson:
-    """The number of one label from a view of it: trimmed to the digits, or framed loosely."""
-    label = item.drawing.labels[name]
-    image = item.drawing.image
-    pad = label.height * (0.05 if rng.random() < 0.6 else rng.uniform(0.1, 1.0))
-    left, up, right, down = rng.uniform(0.0, 1.2, size=4) * pad
-    box = Box(label.x0 - left, label.y0 - up, label.x1 + right, label.y1 + down)
-    inside = box.clip(*image.size)
-    assert inside is not None
-    corners = (int(inside.x0), int(inside.y0), -int(-inside.x1 // 1), -int(-inside.y1 // 1))
-    return Lesson("reading", f"Read {name}.", str(item.spec.value(name)), image.crop(corners))
-
-
-def _arithmetic(rng: np.random.Generator, names: list[str]) -> Lesson:
-    a, b = (int(v) for v in rng.integers(10, 100, size=2))
+    part = teacher.point_at_one() if rng.random() < 0.7 else teacher.name()
+    plain = teacher.question() if rng.random() < 0.6 else teacher.other_question()
+    reading: Lesson = (teacher.reading(),)
     if rng.random() < 0.6:
-        return Lesson("arithmetic", f"{max(a, b)} - {min(a, b)}?", str(abs(a - b)))
-    if rng.random() < 0.5:
-        b = int(np.clip(a + rng.integers(-3, 4), 10, 99))
-    a, b = (a, b) if a != b else (a, b + 1)
-    first, second = names[0], names[1]
-    word = "higher" if rng.random() < 0.75 else "lower"
-    wins = first if (a > b) == (word == "higher") else second
-    return Lesson("arithmetic", f"{first} {a}, {second} {b}. Which is {word}?", wins)
+        before = (teacher.point_at_one, teacher.name, teacher.arithmetic, teacher.other_question)
+        reading = (before[int(rng.integers(len(before)))](), *reading)
+    return [(whole,), (part,), (plain,), (teacher.arithmetic(),), reading]
+
+
+class _Teacher:
+    """Draws exchanges about one chart."""
+
+    def __init__(self, item: ChartItem, rng: np.random.Generator, frame: Frame) -> None:
+        self.item, self.spec, self.drawing = item, item.spec, item.drawing
+        self.rng, self.frame = rng, frame
+        self.names = [n for n, _ in item.spec.entries]
+        width, height = item.drawing.image.size
+        self.regions = {
+            n: label_region(item.drawing.labels[n], width=width, height=height) for n in self.names
+        }
+
+    def caption(self) -> Exchange:
+        """All marks, or all labels, from left to right."""
+        if self.rng.random() < 0.4:
+            asked, boxes = f"Describe the {self.spec.chart} chart.", self.drawing.marks
+        else:
+            asked, boxes = "List the labels.", self.regions
+        listed = "\n".join(f"{n} {box_text(self.frame, boxes[n])}" for n in self.names)
+        return Exchange("caption", (asked,), listed)
+
+    def point_at_all(self) -> Exchange:
+        """All marks, or all labels, in an order that only the question tells."""
+        names = [str(n) for n in self.rng.permutation(self.names)]
+        of_marks = self.rng.random() < 0.4
+        asked, boxes = ("", self.drawing.marks) if of_marks else ("the labels of ", self.regions)
+        called = [self.spec.called(n) for n in names]
+        listed = "\n".join(
+            f"{c} {box_text(self.frame, boxes[n])}" for c, n in zip(called, names, strict=True)
+        )
+        return Exchange("pointing", (f"Where are {asked}{', '.join(called)}?",), listed)
+
+    def rank(self) -> Exchange:
+        """All marks from the highest to the lowest, or from the lowest to the highest."""
+        falling = self.rng.random() < 0.5
+        order = sorted(self.names, key=self.spec.value, reverse=falling)
+        asked = f"Rank from the {'highest' if falling else 'lowest'}."
+        return Exchange("question", (asked,), ", ".join(self.spec.called(n) for n in order))
+
+    def point_at_one(self) -> Exchange:
+        name = self._one()
+        asked = f"Where is the label of {self.spec.called(name)}?"
+        return Exchange("pointing", (asked,), box_text(self.frame, self.regions[name]))
+
+    def name(self) -> Exchange:
+        name = self._one()
+        box = self.drawing.marks[name] if self.rng.random() < 0.5 else self.regions[name]
+        return Exchange("naming", (f"What is at {box_text(self.frame, box)}?",), name)
+
+    def question(self) -> Exchange:
+        """The chart's own question, answered at once."""
+        asked, answer = question(self.spec, self.item.kind, self.item.names)
+        return Exchange("question", (asked,), answer)
+
+    def other_question(self) -> Exchange:
+        """A plain question on the same chart about two marks at random."""
+        a, b = self._two()
+        kind: QuestionKind = "comparison"
+        if self.rng.random() < 0.5 or self.spec.value(a) == self.spec.value(b):
+            kind = "value"
+        asked, answer = question(self.spec, kind, (a, b))
+        return Exchange("question", (asked,), answer)
+
+    def arithmetic(self) -> Exchange:
+        """A difference or a comparison of two numbers that are told."""
+        a, b = (int(v) for v in self.rng.integers(10, 100, size=2))
+        if self.rng.random() < 0.6:
+            return Exchange("arithmetic", (f"{max(a, b)} - {min(a, b)}?",), str(abs(a - b)))
+        if self.rng.random() < 0.5:
+            b = int(np.clip(a + self.rng.integers(-3, 4), 10, 99))
+        a, b = (a, b) if a != b else (a, b + 1)
+        first, second = (self.spec.called(n) for n in self._two())
+        word = "higher" if self.rng.random() < 0.75 else "lower"
+        wins = first if (a > b) == (word == "higher") else second
+        asked = f"{first} {a}, {second} {b}. Which is {word}?"
+        return Exchange("arithmetic", (asked,), wins)
+
+    def reading(self) -> Exchange:
+        """The numbers of one or two enlarged labels, or a question answered from them."""
+        kind = self.rng.random()
+        if kind < 0.3:
+            name = self._one()
+            asked = READ if self.rng.random() < 0.7 else f"Read {self.spec.called(name)}."
+            return Exchange("reading", (self._view(name), asked), str(self.spec.value(name)))
+        if kind < 0.5:
+            a, b = self._two()
+            read = f"{self.spec.value(a)}, {self.spec.value(b)}"
+            return Exchange("reading", (self._view(a), READ, self._view(b), READ), read)
+        return self._question_with_views()
+
+    def _question_with_views(self) -> Exchange:
+        own = self.rng.random() < 0.5
+        kind, names = (self.item.kind, self.item.names) if own else self._other()
+        asked, answer = question(self.spec, kind, names)
+        views = [part for n in names for part in (self._view(n), READ)]
+        parts = (asked, *views) if self.rng.random() < 0.5 else (*views, asked)
+        return Exchange("reading", parts, worked_answer(self.item, kind, names, answer))
+
+    def _other(self) -> tuple[QuestionKind, tuple[str, ...]]:
+        """Another question that two marks, or one, can answer: any kind but an extremum."""
+        a, b = self._two()
+        if self.spec.value(a) < self.spec.value(b):
+            a, b = b, a  # a difference is asked of the higher one
+        chosen = self.rng.random()
+        if chosen < 0.3 or self.spec.value(a) == self.spec.value(b):
+            return "value", (a,)
+        if chosen < 0.7:
+            return "difference", (a, b)
+        return "comparison", (a, b) if self.rng.random() < 0.5 else (b, a)
+
+    def _view(self, name: str) -> Image.Image:
+        """One label, enlarged by whoever asks: trimmed to its print, or framed loosely."""
+        label, image = self.drawing.labels[name], self.drawing.image
+        manner = self.rng.random()
+        if manner < 0.55:  # framed, then trimmed: print beside the label may stay
+            sides = self.rng.uniform(0.2, 1.3, size=4) * label.height
+        elif manner < 0.75:
+            sides = self.rng.uniform(0.0, 0.06, size=4) * label.height
+        else:
+            sides = self.rng.uniform(0.0, 1.2, size=4) * label.height * self.rng.uniform(0.1, 1.0)
+        left, up, right, down = sides
+        box = Box(label.x0 - left, label.y0 - up, label.x1 + right, label.y1 + down)
+        inside = box.clip(*image.size)
+        assert inside is not None
+        view = image.crop(_whole(inside))
+        trim = print_box(view) if manner < 0.55 else None
+        return view if trim is None else view.crop(_whole(trim))
+
+    def _one(self) -> str:
+        return str(self.rng.choice(self.names))
+
+    def _two(self) -> tuple[str, str]:
+        a, b = self.rng.permutation(self.names)[:2]
+        return str(a), str(b)
+
+
+def _whole(box: Box) -> tuple[int, int, int, int]:
+    """Corners of the whole pixels that a box touches."""
+    return (int(box.x0), int(box.y0), -int(-box.x1 // 1), -int(-box.y1 // 1))
