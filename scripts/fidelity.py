@@ -2,7 +2,8 @@
 
 For several temperatures: logprobs of the engine against those of the training forward on the packed
 episodes; every sampled id trained and no observation id; pads equal features; pictures of tools in
-the sequence; the same episodes one at a time draw the same ids.
+the sequence; with `--alone`, the same episodes one at a time: how many draw the same ids, and the
+largest gaps of their logits and logprobs.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -20,9 +21,21 @@ from saccade.config import Recipe, load_recipe
 from saccade.engines import Sampling
 from saccade.image_store import ImageStore
 from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
-from saccade.rollout import rollout
+from saccade.rollout import Setup, rollout
 from saccade.tokens import batch, episode_tree, flatten
 from saccade.types import Episode
+
+Logits = dict[tuple[str, int], torch.Tensor]
+"""By episode and index of the token drawn from them."""
+
+
+class Compared(NamedTuple):
+    """Episodes played alone, against the same in company."""
+
+    same_ids_alone: int
+    turns_alone: int
+    largest_logit_difference_alone: float
+    largest_logprob_difference_alone: float
 
 
 def main() -> None:
@@ -30,7 +43,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="charts-tiny")
     parser.add_argument("--model", default="saccade-tiny")
     parser.add_argument("--episodes", type=int, default=500)
-    parser.add_argument("--alone", type=int, default=50, help="episodes repeated one at a time")
+    parser.add_argument("--alone", type=int, default=64, help="episodes repeated one at a time")
     given = parser.parse_args()
     recipe = load_recipe(recipe_path(given.recipe), [f"model={given.model}"])
     policy = load_policy(recipe)
@@ -38,7 +51,14 @@ def main() -> None:
     group = 4
     prompts = -(-given.episodes // (group * len(temperatures)))
     found = [
-        measured(recipe, policy, t, prompts=prompts, group=group, alone=given.alone // 3)
+        measured(
+            recipe,
+            policy,
+            t,
+            prompts=prompts,
+            group=group,
+            alone=-(-given.alone // len(temperatures)),
+        )
         for t in temperatures
     ]
     print(json.dumps({"temperatures": temperatures, **joined(found)}, indent=1))
@@ -48,7 +68,8 @@ def measured(
     recipe: Recipe, policy: Policy, temperature: float, *, prompts: int, group: int, alone: int
 ) -> dict[str, float]:
     store = ImageStore()
-    setup = setup_for(recipe, policy, store=store)
+    logits_together: Logits = {}
+    setup = watched(setup_for(recipe, policy, store=store), logits_together)
     task = task_of(recipe)
     samples = task.load("validation", store=store, count=prompts)
     sampling = Sampling(temperature, recipe.rollout.max_tokens_per_turn)
@@ -72,7 +93,7 @@ def measured(
         pads += int(packed.is_pad.sum())
         features += sum(len(seen[i.key]) for i in packed.images)
         views += sum(len(s.images) for e in members for s in e.segments[1:])
-    same, gap = compared(recipe, policy, samples[: max(1, alone)], sampling, episodes, group, store)
+    found = compared(recipe, policy, episodes[:alone], sampling, logits_together, store)
     return {
         "episodes": len(episodes),
         "largest_logprob_difference": worst,
@@ -82,33 +103,46 @@ def measured(
         "pads": pads,
         "features": features,
         "tool_images_in_sequence": views,
-        "repeated_alone": same[1],
-        "same_ids_alone": same[0],
-        "largest_logprob_difference_alone": gap,
+        "repeated_alone": len(episodes[:alone]),
+        **found._asdict(),
     }
+
+
+def watched(setup: Setup, logits: Logits) -> Setup:
+    """The setup, whose engine leaves the logits of every draw in `logits`."""
+    setup.engine.before_draw = lambda episode, index, values: logits.update(
+        {(episode, index): values.clone()}
+    )
+    return setup
 
 
 def compared(
     recipe: Recipe,
     policy: Policy,
-    samples: list,
+    episodes: list[Episode],
     sampling: Sampling,
-    together: list[Episode],
-    group: int,
+    logits: Logits,
     store: ImageStore,
-) -> tuple[tuple[int, int], float]:
-    """The first rollout of each sample again, alone in its batch: how many drew the same ids."""
-    setup = setup_for(recipe, policy, store=store)
-    same, gap = 0, 0.0
-    for k, sample in enumerate(samples):
-        [alone] = asyncio.run(rollout([sample], replace(setup), sampling=sampling))
-        first = together[k * group]
-        if [s.ids for s in alone.segments] != [s.ids for s in first.segments]:
+) -> Compared:
+    """The episodes again, each alone in an engine of its own."""
+    same, turns, logit_gap, logprob_gap = 0, 0, 0.0, 0.0
+    for together in episodes:
+        again: Logits = {}
+        setup = watched(setup_for(recipe, policy, store=store), again)
+        [alone] = asyncio.run(
+            rollout([together.sample], setup, sampling=sampling, past=[together.rollout_index])
+        )
+        turns += len(alone.turns)
+        if [s.ids for s in alone.segments] != [s.ids for s in together.segments]:
             continue
         same += 1
-        for a, b in zip(alone.segments, first.segments, strict=True):
-            gap = max([gap, *(abs(x - y) for x, y in zip(a.logprobs, b.logprobs, strict=True))])
-    return (same, len(samples)), gap
+        logit_gap = max(
+            [logit_gap, *((v - logits[k]).abs().max().item() for k, v in again.items())]
+        )
+        for a, b in zip(alone.segments, together.segments, strict=True):
+            gaps = (abs(x - y) for x, y in zip(a.logprobs, b.logprobs, strict=True))
+            logprob_gap = max([logprob_gap, *gaps])
+    return Compared(same, turns, logit_gap, logprob_gap)
 
 
 def joined(found: list[dict[str, float]]) -> dict[str, float]:

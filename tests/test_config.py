@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade.config import Recipe, dump_recipe, load_recipe, recipe_hash
+from saccade.config import Recipe, Stage, dump_recipe, load_recipe, recipe_hash
 from saccade.errors import RecipeError
 
 
@@ -168,9 +168,28 @@ def test_a_name_that_looks_like_a_date_stays_a_name(tmp_path: Path) -> None:
 
 def test_the_hash_is_of_the_values_and_not_of_how_they_were_written(tmp_path: Path) -> None:
     path = written(tmp_path, "rl: {steps: 200, learning_rate: 3.0e-5}\nseed: 0\nrun: elsewhere\n")
-    assert recipe_hash(load_recipe(path)) == recipe_hash(Recipe())
-    assert recipe_hash(load_recipe(None, ["seed=1"])) != recipe_hash(Recipe())
-    assert len(recipe_hash(Recipe())) == 64
+    plain = recipe_hash(Recipe(), stage="rl")
+    assert recipe_hash(load_recipe(path), stage="rl") == plain
+    assert recipe_hash(load_recipe(None, ["seed=1"]), stage="rl") != plain
+    assert len(plain) == 64
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ("threads=7", set()),
+        ("dialect=openthinkimg", {"pretrain", "sft", "rl", "eval"}),
+        ("rl.kl_beta=0.3", {"rl"}),
+        ("sft.epochs=9", {"sft"}),
+        ("pretrain.steps=7000", {"pretrain"}),
+    ],
+)
+def test_the_hash_of_a_stage_is_of_what_it_depends_on(change: str, stages: set[Stage]) -> None:
+    changed = load_recipe(None, [change])
+    every: tuple[Stage, ...] = ("pretrain", "sft", "rl", "eval")
+    assert stages == {
+        s for s in every if recipe_hash(changed, stage=s) != recipe_hash(Recipe(), stage=s)
+    }
 
 
 def test_a_recipe_does_not_change_after_it_was_made() -> None:
@@ -202,7 +221,7 @@ def test_what_is_dumped_is_read_back_equal(
     with tempfile.TemporaryDirectory() as folder:
         back = load_recipe(written(Path(folder), dump_recipe(recipe)))
     assert back == recipe
-    assert recipe_hash(back) == recipe_hash(recipe)
+    assert recipe_hash(back, stage="sft") == recipe_hash(recipe, stage="sft")
 
 
 keys = st.sampled_from(
@@ -227,7 +246,7 @@ values = st.text(alphabet="abz_.= \n:[]{}'\"#&*!|>-0123é😀", max_size=20)
 def test_every_override_gives_a_recipe_that_can_be_kept_or_a_sentence(key: str, value: str) -> None:
     with contextlib.suppress(RecipeError):
         recipe = load_recipe(None, [f"{key}={value}"])
-        assert len(recipe_hash(recipe)) == 64
+        assert len(recipe_hash(recipe, stage="rl")) == 64
         assert dump_recipe(recipe).startswith("run:")
 
 

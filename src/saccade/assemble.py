@@ -7,6 +7,7 @@ mean the same by the same recipe.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
-from saccade.config import Recipe
+from saccade.config import Recipe, Stage, recipe_hash
 from saccade.dialects import dialect
 from saccade.engines import Engine
 from saccade.engines.torch import TorchEngine
@@ -41,6 +42,7 @@ __all__ = [
     "device_of",
     "image_features",
     "load_policy",
+    "made_by",
     "model_folder",
     "prepare",
     "setup_for",
@@ -87,6 +89,17 @@ def check_same_weights(folder: RunFolder, model: str) -> None:
             f"{str(folder.path)!r} was made from other weights than {model!r} has now; choose "
             "another folder with --run, or delete that one to make it again."
         )
+
+
+def made_by(recipe: Recipe, *, stage: Stage, start: str | None) -> dict[str, object]:
+    """Where weights come from, as stored beside them: hash of the recipe for that stage, its seed,
+    and the same of the model it started from.
+    """
+    before = None
+    if start is not None and (told := model_folder(start) / "saccade.json").is_file():
+        before = json.loads(told.read_text(encoding="utf-8"))
+    digest = recipe_hash(recipe, stage=stage)
+    return {"stage": stage, "recipe": digest, "seed": recipe.seed, "from": before}
 
 
 def data_file(path: Path) -> Path:

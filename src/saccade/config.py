@@ -40,6 +40,7 @@ __all__ = [
     "RlConfig",
     "RolloutConfig",
     "SftConfig",
+    "Stage",
     "TaskConfig",
     "check_same_run",
     "dump_recipe",
@@ -332,13 +333,6 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def recipe_hash(recipe: Recipe) -> str:
-    """sha256 of the recipe as canonical JSON, without `run`: its place is no part of what it is."""
-    data = recipe.model_dump(mode="json", exclude={"run"})
-    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
-
-
 Stage = Literal["pretrain", "sft", "rl", "eval"]
 _MAY_CHANGE: dict[Stage, frozenset[str]] = {
     "pretrain": frozenset({"steps", "decay_steps", "checkpoint_every", "max_minutes"}),
@@ -349,6 +343,20 @@ _MAY_CHANGE: dict[Stage, frozenset[str]] = {
 """Keys of a stage's own section with which a run in the same folder may go on."""
 
 
+def recipe_hash(recipe: Recipe, *, stage: Stage) -> str:
+    """sha256 of what a stage depends on, as canonical JSON: its own section and all common keys,
+    but neither the place of the run nor the number of threads.
+    """
+    data = recipe.model_dump(mode="json", exclude=_not_of(stage))
+    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def _not_of(stage: Stage) -> set[str]:
+    """Keys of a recipe that say nothing about a stage."""
+    return {"run", "threads", *_MAY_CHANGE} - {stage}
+
+
 def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
     """Raises RecipeError where a run folder holds another recipe's run: its rows and weights would
     be taken for this one's. Sections of other stages do not count, nor do `run` and `threads`.
@@ -356,8 +364,7 @@ def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
     if stored is None:
         return
     before, now = yaml.safe_load(stored), recipe.model_dump(mode="json")
-    others = {"run", "threads", *_MAY_CHANGE} - {stage}
-    for key in sorted(now.keys() - others):
+    for key in sorted(now.keys() - _not_of(stage)):
         old, new = before.get(key), now[key]
         if key == stage:
             kept = sorted(new.keys() - _MAY_CHANGE[stage])

@@ -8,16 +8,15 @@ is not done again, and nothing that was made from other weights is passed off as
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from saccade import measure, rl, sft
 from saccade.ask import ask
-from saccade.assemble import task_of
+from saccade.assemble import made_by, task_of
 from saccade.atomic_files import Writing
-from saccade.config import Recipe, recipe_hash
+from saccade.config import Recipe, Stage
 from saccade.image_store import ImageStore
 from saccade.report import write_report
 from saccade.run_folder import RunFolder
@@ -27,8 +26,8 @@ from saccade.view import gaze_picture
 __all__ = ["ARMS", "ask_one", "run"]
 
 ARMS = ("base", "sft", "rl", "rl-text")
-"""`rl-text` is the model of `rl`, told the size of what it looked at and shown no pixels of it: what
-it loses, looking gave.
+"""`rl-text` is the model of `rl`, told the size of what it looked at and shown no pixels of it:
+what it loses, looking gave.
 """
 PAIRS = (("sft", "base"), ("rl", "sft"), ("rl", "rl-text"))
 PIECE = 10
@@ -42,10 +41,10 @@ def run(recipe: Recipe) -> dict[str, Any]:
     top = recipe.run or Path("runs/demo")
     models = {"base": recipe.model}
     _evaluate(recipe, top, "base", recipe.model)
-    models["sft"] = str(_stage(top / "sft", sft.run, recipe))
+    models["sft"] = str(_stage(top / "sft", "sft", recipe))
     _evaluate(recipe, top, "sft", models["sft"])
     start = recipe.model_copy(update={"model": models["sft"]})
-    models["rl"] = str(_stage(top / "rl", rl.run, start))
+    models["rl"] = str(_stage(top / "rl", "rl", start))
     _evaluate(recipe, top, "rl", models["rl"])
     _evaluate(recipe, top, "rl-text", models["rl"])
     rows = {}
@@ -89,13 +88,15 @@ def _needs_look(recipe: Recipe, store: ImageStore) -> Sample:
     return next((s for s in chain([first], found) if s.stratum == "look"), first)
 
 
-def _stage(folder: Path, train: Callable[[Recipe], Path], recipe: Recipe) -> Path:
+def _stage(folder: Path, stage: Stage, recipe: Recipe) -> Path:
     """The stage's model, trained now or before by the same recipe."""
-    model, stage = folder / "model", recipe.model_copy(update={"run": folder})
-    made_by = model / "saccade.json"
-    if made_by.is_file() and json.loads(made_by.read_text())["recipe"] == recipe_hash(stage):
+    model = folder / "model"
+    told = model / "saccade.json"
+    if told.is_file() and json.loads(told.read_text()) == made_by(
+        recipe, stage=stage, start=recipe.model
+    ):
         return model
-    return train(stage)
+    return (sft.run if stage == "sft" else rl.run)(recipe.model_copy(update={"run": folder}))
 
 
 def _evaluate(recipe: Recipe, top: Path, arm: str, model: str) -> None:

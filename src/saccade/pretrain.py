@@ -23,8 +23,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from saccade.assemble import prepare
-from saccade.config import PretrainConfig, Recipe, check_same_run, dump_recipe, recipe_hash
+from saccade.assemble import made_by, prepare
+from saccade.config import PretrainConfig, Recipe, check_same_run, dump_recipe
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
@@ -189,7 +189,7 @@ def run(recipe: Recipe) -> Path:
             model,
             renderer,
             folder.path / "model",
-            made_by={"recipe": recipe_hash(recipe), "seed": recipe.seed},
+            made_by=made_by(recipe, stage="pretrain", start=None),
         )
     return folder.path / "model"
 

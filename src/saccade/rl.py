@@ -25,10 +25,11 @@ from saccade.assemble import (
     device_of,
     image_features,
     load_policy,
+    made_by,
     setup_for,
     task_of,
 )
-from saccade.config import Recipe, RlConfig, check_same_run, dump_recipe, recipe_hash
+from saccade.config import Recipe, RlConfig, check_same_run, dump_recipe
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
 from saccade.errors import RecipeError, SaccadeError
@@ -150,8 +151,8 @@ async def _run(recipe: Recipe) -> Path:
                     store.forget(episode.sample.images)
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     checkpoint(folder, step, policy.model, optimizer)
-        made_by = {"recipe": recipe_hash(recipe), "seed": recipe.seed}
-        save(policy.model, policy.renderer, folder.path / "model", made_by=made_by)
+        told = made_by(recipe, stage="rl", start=recipe.model)
+        save(policy.model, policy.renderer, folder.path / "model", made_by=told)
     return folder.path / "model"
 
 

@@ -24,10 +24,11 @@ from saccade.assemble import (
     device_of,
     image_features,
     load_policy,
+    made_by,
     setup_for,
     task_of,
 )
-from saccade.config import Recipe, check_same_run, dump_recipe, recipe_hash
+from saccade.config import Recipe, check_same_run, dump_recipe
 from saccade.image_store import ImageStore
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import hidden_states, token_logits
@@ -92,8 +93,8 @@ def run(recipe: Recipe) -> Path:
                 bar.advance(f"loss {row['loss']:.3f}")
                 if step % config.checkpoint_every == 0 or step == steps:
                     checkpoint(folder, step, policy.model, optimizer)
-        made_by = {"recipe": recipe_hash(recipe), "seed": recipe.seed}
-        save(policy.model, policy.renderer, folder.path / "model", made_by=made_by)
+        told = made_by(recipe, stage="sft", start=recipe.model)
+        save(policy.model, policy.renderer, folder.path / "model", made_by=told)
     return folder.path / "model"
 
 

@@ -15,11 +15,11 @@ from saccade.progress import progress
 from saccade.synth import Demonstration
 from saccade.types import Answer, Parsed, ToolCall
 from saccade.worlds.charts import ChartItem, item
-from saccade.worlds.lessons import GRAIN, label_region, rounded_box
+from saccade.worlds.lessons import GRAIN, label_region, rounded_box, worked_answer
 
 __all__ = ["QUALITIES", "demonstrate", "demonstrations"]
 
-QUALITIES = {"good": 0.65, "sloppy": 0.15, "no_look": 0.15, "needless": 0.05}
+QUALITIES = {"good": 0.5, "sloppy": 0.2, "no_look": 0.25, "needless": 0.05}
 """Shares: looks where the evidence is; looks beside it; answers without looking; looks without
 need.
 """
@@ -47,9 +47,9 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     looks = (should_look and quality != "no_look") or (not should_look and quality == "needless")
     by_height = all(box == chart.drawing.marks[name] for name, box in chart.evidence)
     called = [chart.spec.called(name) for name in chart.names]
-    read = [str(chart.spec.value(n)) for n in chart.names]
-    worked = [] if chart.kind == "value" or (by_height and not looks) else read
-    final = Parsed(thought=", ".join(worked), answer=Answer(chart.answer))
+    worked = worked_answer(chart, chart.kind, chart.names, chart.answer)
+    thought = "" if by_height and not looks else worked.rpartition("\n")[0]
+    final = Parsed(thought=thought, answer=Answer(chart.answer))
     if not looks:
         return [final]
     calls = tuple(

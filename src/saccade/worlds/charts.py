@@ -74,7 +74,7 @@ SHADE = 48
 """Levels that the background falls from side to side: a cue to place, as light gives in life."""
 READABLE_PX = 7.0
 """Digits of at least this height in the thumbnail count as readable there."""
-VISIBLE_GAP_PX = 3.0
+VISIBLE_GAP_PX = 1.0
 """Two heights that differ by at least this much in the thumbnail can be compared there."""
 
 
