@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from saccade.dialects import dialect
+from saccade.dialects.pointing import REQUEST
 from saccade.errors import ToolError
 from saccade.geometry import Box, Frame
 from saccade.images import root_view
 from saccade.tools import look
 from saccade.types import Answer, ImageShown, Parsed, Text, ToolCall, ToolResult
+from saccade.worlds.lessons import READ
 
 POINTING = dialect("pointing", style="silent")
 WORDS = st.text(st.characters(blacklist_characters="[]\n\r", blacklist_categories=("Cs", "Cc")))
@@ -103,3 +105,8 @@ def test_look_returns_a_region_without_print_whole() -> None:
 def test_look_outside_the_picture_is_the_mistake_of_the_model() -> None:
     with pytest.raises(ToolError, match="outside"):
         look(root_view(picture()), Box(300, 300, 400, 400))
+
+
+def test_a_view_is_asked_about_as_it_was_in_the_lessons() -> None:
+    """The base learned to read behind these words; others would have to be learned again."""
+    assert READ == REQUEST

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from saccade.assemble import load_policy
 from saccade.config import Recipe, load_recipe
 from saccade.dialects import dialect
 from saccade.engines import TurnRequest
-from saccade.errors import EngineError, StorageError
+from saccade.errors import EngineError, SaccadeError, StorageError
+from saccade.losses import PolicyLoss
 from saccade.models.checkpoint import load_state
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
@@ -205,7 +207,7 @@ def test_dynamic_sampling_draws_on_until_groups_disagree(cold: Path, tmp_path: P
         [row] = metrics(tmp_path / dynamic / "metrics.jsonl")
         assert (row["prompts"], row["agreeing_groups"]) == (prompts, agreeing)
         assert len(asked) == prompts * 4
-        assert (row["grad_norm"] > 0) == (dynamic == "true")
+        assert (row["grad_norm"] is not None and row["grad_norm"] > 0) == (dynamic == "true")
 
 
 def test_rl_reads_a_small_file_again_and_draws_its_samples_anew(cold: Path, tmp_path: Path) -> None:
@@ -361,6 +363,57 @@ def test_pretraining_uses_the_image_budget_of_its_recipe(tmp_path: Path) -> None
     )
     stored = json.loads((model / "preprocessor_config.json").read_text())
     assert stored["size"] == {"shortest_edge": 2 * 784, "longest_edge": 6 * 784}
+
+
+def test_training_leaves_the_settings_of_a_model_as_they_were(base: Path, tmp_path: Path) -> None:
+    """A model that was shown pictures in full is not told to see 16 tokens from now on."""
+    own = tmp_path / "own"
+    shutil.copytree(base, own)
+    settings = json.loads((own / "preprocessor_config.json").read_text())
+    settings["max_pixels"] = settings["size"]["longest_edge"] = 5_000_000
+    (own / "preprocessor_config.json").write_text(json.dumps(settings))
+    (own / "chat_template.jinja").write_text("{{ messages }}")
+    write_demonstrations(tmp_path / "d.jsonl", demonstrations(2, seed=0, dialect=dialect("hermes")))
+    changes = (f"sft.demonstrations={tmp_path / 'd.jsonl'}", "sft.epochs=1")
+    trained = sft.run(recipe(own, *changes, run=tmp_path / "run"))
+    kept = ("preprocessor_config.json", "chat_template.jinja", "tokenizer.json")
+    assert all((trained / name).read_bytes() == (own / name).read_bytes() for name in kept)
+    assert json.loads((trained / "saccade.json").read_text())["stage"] == "sft"
+    assert not same(own, trained)
+
+
+def test_a_step_that_would_spoil_the_weights_is_not_taken(
+    cold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = rl.policy_loss
+
+    def spoilt(*arguments: Any, **options: Any) -> PolicyLoss:
+        result = whole(*arguments, **options)
+        return result._replace(loss=result.loss * float("nan"))
+
+    given = recipe(cold, "rl.steps=2", run=tmp_path / "rl")
+    rl.run(given.model_copy(update={"rl": given.rl.model_copy(update={"steps": 1})}))
+    before = weights(tmp_path / "rl" / "model")
+    monkeypatch.setattr(rl, "policy_loss", spoilt)
+    with pytest.raises(SaccadeError, match="norm of the gradients is nan"):
+        rl.run(given)
+    after = weights(tmp_path / "rl" / "model")
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_what_a_step_without_anything_to_learn_did_not_measure_is_none(
+    cold: Path, tmp_path: Path
+) -> None:
+    @reward
+    def sameness(episode: Episode, sample: Sample) -> float | None:
+        """One for all."""
+        return 1.0
+
+    changes = ("rl.steps=1", "rl.reward=sameness", "rl.kl_beta=0")
+    rl.run(recipe(cold, *changes, run=tmp_path / "rl"))
+    [row] = metrics(tmp_path / "rl" / "metrics.jsonl")
+    assert row["informative"] == 0
+    assert [row[k] for k in ("loss", "kl", "entropy", "ratio", "grad_norm")] == [None] * 5
 
 
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path) -> None:

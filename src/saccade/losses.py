@@ -6,11 +6,22 @@ episode a token belongs to. Sources are given with each function.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
 
-__all__ = ["LossKind", "PolicyLoss", "group_advantages", "kl_estimate", "policy_loss"]
+from saccade.errors import SaccadeError
+
+__all__ = [
+    "LossKind",
+    "PolicyLoss",
+    "clip_gradients",
+    "group_advantages",
+    "kl_estimate",
+    "policy_loss",
+]
 
 SAME_REWARD = 1e-9
 """Rewards that differ by less are equal."""
@@ -42,6 +53,20 @@ def group_advantages(
         return torch.zeros_like(rewards_G)  # else float noise would be scaled up to a signal
     centred = rewards_G - rewards_G.mean()
     return centred / (rewards_G.std() + epsilon) if scale else centred
+
+
+def clip_gradients(parameters: Iterable[torch.Tensor], most: float) -> float:
+    """Scale gradients down to a common norm of at most `most`; returns the norm before.
+
+    Raises SaccadeError where it is not finite: one such step would spoil all weights.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, most).item()
+    if not math.isfinite(norm):
+        raise SaccadeError(
+            f"The norm of the gradients is {norm}, so this step was not taken; lower the learning "
+            "rate and start again from the last checkpoint."
+        )
+    return norm
 
 
 def kl_estimate(logprobs_N: torch.Tensor, reference_N: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from saccade.assemble import made_by, prepare
 from saccade.config import PretrainConfig, Recipe, check_same_run, dump_recipe
+from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
@@ -210,7 +211,7 @@ def _step(
     weights = answer_weights(packed)
     loss = (losses * weights).sum() / weights.sum()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    norm = clip_gradients(model.parameters(), 1.0)
     for optimizer in trained:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -222,7 +223,7 @@ def _step(
             )
         ]
     )  # (N,)
-    row = {"loss": loss.item(), "grad_norm": norm.item()}
+    row = {"loss": loss.item(), "grad_norm": norm}
     return row | _right(topics, logits.detach().argmax(-1), packed.target, numbers)
 
 

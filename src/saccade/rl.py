@@ -26,6 +26,7 @@ from saccade.assemble import (
     image_features,
     load_policy,
     made_by,
+    model_folder,
     setup_for,
     task_of,
 )
@@ -35,8 +36,19 @@ from saccade.episode_json import episode_to_json
 from saccade.errors import RecipeError, SaccadeError
 from saccade.evaluate import row_of
 from saccade.image_store import ImageStore
-from saccade.losses import SAME_REWARD, PolicyLoss, group_advantages, policy_loss
-from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
+from saccade.losses import (
+    SAME_REWARD,
+    PolicyLoss,
+    clip_gradients,
+    group_advantages,
+    policy_loss,
+)
+from saccade.models.qwen2vl import (
+    hidden_states,
+    sampling_logprobs,
+    token_logits,
+    token_logprobs,
+)
 from saccade.models.tiny import save
 from saccade.progress import progress
 from saccade.rewards import Rubric, per_turn, reward_named
@@ -152,7 +164,13 @@ async def _run(recipe: Recipe) -> Path:
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     checkpoint(folder, step, policy.model, optimizer)
         told = made_by(recipe, stage="rl", start=recipe.model)
-        save(policy.model, policy.renderer, folder.path / "model", made_by=told)
+        save(
+            policy.model,
+            policy.renderer,
+            folder.path / "model",
+            made_by=told,
+            source=model_folder(recipe.model),
+        )
     return folder.path / "model"
 
 
@@ -282,21 +300,14 @@ def _update(
     *,
     rate: float,
     frozen: Features | None,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """The optimiser steps of one batch of rollouts: `updates_per_batch` passes over all of its
-    groups.
+    groups. What was not measured is None.
     """
     config = recipe.rl
     groups = [g for g in sampled.groups if g.is_informative or reference is not None]
     if not groups:
-        return {
-            "loss": 0.0,
-            "grad_norm": 0.0,
-            "kl": 0.0,
-            "entropy": 0.0,
-            "clipped": 0.0,
-            "ratio": 1.0,
-        }
+        return dict.fromkeys(("loss", "grad_norm", "kl", "entropy", "clipped", "ratio"))
     packs = _packed(groups, policy)
     # groups that agree pull nowhere, but they count: else the rest would weigh more without them
     idle = [e for g in sampled.groups if g not in groups for e in g.episodes]
@@ -333,11 +344,10 @@ def _update(
                 ("entropy", entropy),
             ):
                 _add(total, name, value.item() * weight)
-        norm = torch.nn.utils.clip_grad_norm_(policy.model.parameters(), config.max_grad_norm)
-        total["grad_norm"] = norm.item()
+        total["grad_norm"] = clip_gradients(policy.model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return total
+    return {**total, "kl": total["kl"] if reference is not None else None}
 
 
 def _add(total: dict[str, float], name: str, value: float) -> None:
@@ -367,15 +377,14 @@ def _packed(
     return packs
 
 
-def _logprobs(
-    policy: Policy, packed: Batch, store: ImageStore, recipe: Recipe, frozen: Features | None
-) -> torch.Tensor:
-    """Log-distribution (N, V) that each trained token was drawn from."""
+def _logits(
+    policy: Policy, packed: Batch, store: ImageStore, frozen: Features | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (N, V) of each trained token, and the ids that may not be drawn."""
     features = frozen or image_features(policy, packed.images, store=store)
     logits = token_logits(policy.model, packed, hidden_states(policy.model, packed, features))
-    unused = range(policy.renderer.vocabulary, logits.shape[-1])
-    suppressed = torch.tensor([*policy.renderer.suppressed_ids, *unused], device=logits.device)
-    return sampling_logprobs(logits, temperature=recipe.rollout.temperature, suppressed=suppressed)
+    never = policy.renderer.never_sampled(logits.shape[-1])
+    return logits, torch.tensor(never, dtype=torch.long, device=logits.device)
 
 
 @torch.no_grad()
@@ -388,8 +397,9 @@ def _reference_logprobs(
 ) -> torch.Tensor | None:
     if reference is None:
         return None
-    table = _logprobs(reference, packed, store, recipe, frozen)
-    return table.gather(-1, packed.target[:, None])[:, 0]
+    logits, never = _logits(reference, packed, store, frozen)
+    temperature = recipe.rollout.temperature
+    return token_logprobs(logits, packed.target, temperature=temperature, suppressed=never)
 
 
 def _pass(
@@ -406,7 +416,10 @@ def _pass(
 ) -> tuple[PolicyLoss, torch.Tensor, float]:
     """The loss of one pass, its entropy, and the weight of the pass in the batch's loss."""
     config = recipe.rl
-    table = _logprobs(policy, packed, store, recipe, frozen)  # (N, V)
+    logits, never = _logits(policy, packed, store, frozen)
+    table = sampling_logprobs(
+        logits, temperature=recipe.rollout.temperature, suppressed=never
+    )  # (N, V)
     logprobs = table.gather(-1, packed.target[:, None])[:, 0]
     device = packed.row.device
     first = torch.tensor([0, *[len(t) for t in trees]], device=device).cumsum(0)  # before each tree
@@ -446,7 +459,8 @@ def _watched(sampled: Rollouts) -> dict[str, Any]:
     episodes = sampled.episodes
     values = [e.score.value for e in episodes if e.score and e.score.value is not None]
     if not values:
-        raise SaccadeError("No episode of this step could be scored; see episodes.jsonl for why.")
+        details = [e.score.detail for e in episodes if e.score and e.score.detail]
+        raise SaccadeError(f"No episode of this step could be scored. The first one: {details[0]}.")
     return {
         "reward": sum(values) / len(values),
         "calls": sum(len(e.calls) for e in episodes) / len(episodes),

@@ -25,11 +25,13 @@ from saccade.assemble import (
     image_features,
     load_policy,
     made_by,
+    model_folder,
     setup_for,
     task_of,
 )
 from saccade.config import Recipe, check_same_run, dump_recipe
 from saccade.image_store import ImageStore
+from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import hidden_states, token_logits
 from saccade.models.tiny import save
@@ -94,7 +96,13 @@ def run(recipe: Recipe) -> Path:
                 if step % config.checkpoint_every == 0 or step == steps:
                     checkpoint(folder, step, policy.model, optimizer)
         told = made_by(recipe, stage="sft", start=recipe.model)
-        save(policy.model, policy.renderer, folder.path / "model", made_by=told)
+        save(
+            policy.model,
+            policy.renderer,
+            folder.path / "model",
+            made_by=told,
+            source=model_folder(recipe.model),
+        )
     return folder.path / "model"
 
 
@@ -116,11 +124,11 @@ def _step(
     logits = token_logits(policy.model, packed, hidden_states(policy.model, packed, features))
     loss = F.cross_entropy(logits.float(), packed.target)
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(policy.model.parameters(), max_grad_norm)
+    norm = clip_gradients(policy.model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     right = (logits.argmax(-1) == packed.target).float().mean()
-    return {"loss": loss.item(), "grad_norm": norm.item(), "right_tokens": right.item()}
+    return {"loss": loss.item(), "grad_norm": norm, "right_tokens": right.item()}
 
 
 def _batch_of(step: int, count: int, size: int, *, seed: int) -> list[int]:

@@ -1,8 +1,8 @@
 """Demonstrations as text, replayed through the real tools.
 
 A demonstration names a sample of a task and holds the model's turns as it should have written
-them. Replaying runs the tools for real, so that what the demonstration shows is what the model
-will get.
+them. Replaying runs the tools for real, so that a demonstration can't show
+what a tool would not return. The context is not limited in replay.
 
 Invariant: a replayed episode passes through the same `rollout` as a sampled one. Left out on
 purpose: images in the file; samples are loaded from their task.

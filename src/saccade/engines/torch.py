@@ -84,9 +84,8 @@ class TorchEngine:
         self._prefixes_kept = prefixes
         table = model.get_input_embeddings().weight
         self._device, self._dtype = table.device, table.dtype
-        unused = range(renderer.vocabulary, table.shape[0])
         self._suppressed = torch.tensor(
-            sorted({*renderer.suppressed_ids, *unused}), dtype=torch.long, device=self._device
+            renderer.never_sampled(table.shape[0]), dtype=torch.long, device=self._device
         )
         self._stop_ids = np.fromiter(renderer.stop_ids, dtype=np.int64)
         self._features = Features(

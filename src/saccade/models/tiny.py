@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -200,9 +201,10 @@ def save(
     folder: Path,
     *,
     made_by: Mapping[str, object],
+    source: Path | None = None,
 ) -> None:
     """A folder that plain `from_pretrained` loads: weights in 16 bit, tokenizer and image settings
-    beside them.
+    beside them: those of the folder `source`, untouched, or else the renderer's.
 
     `made_by` (recipe hash, seed) is stored as `saccade.json`.
     """
@@ -212,9 +214,20 @@ def save(
         state.pop("lm_head.weight", None)
     with replacing(folder) as new:
         model.save_pretrained(new, state_dict=state)
-        save_processor(renderer, new)
+        if source is None:
+            save_processor(renderer, new)
+        else:
+            _copy_processor(source, new)
         text = json.dumps(dict(made_by), indent=1) + "\n"
         (new / "saccade.json").write_text(text, encoding="utf-8")
+
+
+def _copy_processor(source: Path, folder: Path) -> None:
+    """Tokenizer, templates and settings of a model, which training does not change."""
+    for file in source.iterdir():
+        ours = file.name in ("config.json", "saccade.json") or file.name.endswith(".index.json")
+        if file.is_file() and file.suffix in (".json", ".jinja", ".txt", ".model") and not ours:
+            shutil.copyfile(file, folder / file.name)
 
 
 def save_processor(renderer: Qwen2VLRenderer, folder: Path) -> None:

@@ -166,6 +166,12 @@ class Qwen2VLRenderer:
         added = self.tokenizer.get_added_tokens_decoder()
         return tuple(sorted(i for i, t in added.items() if t.special and i != self.end_id))
 
+    def never_sampled(self, logits: int) -> list[int]:
+        """Ids among that many logits that may not be drawn: the suppressed ones, and those that the
+        tokenizer has no token for.
+        """
+        return sorted({*self.suppressed_ids, *range(self.vocabulary, logits)})
+
     @property
     def vocabulary(self) -> int:
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))

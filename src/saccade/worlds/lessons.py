@@ -1,6 +1,6 @@
 """What a base model is taught about charts: captions with boxes, referring boxes, reading enlarged
 views, plain questions and small arithmetic; single questions, and conversations of two. Nothing
-of tools: views are shown by whoever asks, and never where the model itself pointed before.
+of tools: views are shown by whoever asks, whatever the model itself pointed at before.
 
 Invariant: a lesson is text about one chart (and enlarged views of it), true by the chart's
 geometry.
