@@ -1,13 +1,15 @@
 """Kill `saccade rl` at random moments with SIGKILL, start it again, compare the final weights.
 
-Runs a deterministic recipe once undisturbed and once killed `--kills` times; prints the sha256 of
-both final checkpoints' weights and fails where they differ.
+Runs a deterministic recipe once undisturbed and once killed `--kills` times, each time at a moment
+drawn from the whole launch; prints the sha256 of both final checkpoints' weights. Fails where they
+differ, and where a launch ended before it could be killed.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import random
 import signal
 import subprocess
@@ -48,8 +50,9 @@ def main() -> None:
         if killed == given.kills:
             assert running.wait() == 0
             break
+        expected_s = launch_s(whole_s, whole=given.folder / "whole", killed=given.folder / "killed")
         try:
-            running.wait(timeout=draw.uniform(0.15, 0.5) * whole_s)
+            running.wait(timeout=draw.uniform(0, expected_s))
             print(f"ended before kill {killed + 1}; fewer kills than asked for")
             break
         except subprocess.TimeoutExpired:
@@ -60,7 +63,18 @@ def main() -> None:
             print(f"kill {killed}: last checkpoint {done[-1] if done else 'none'}", flush=True)
     hashes = [digest(given.folder / name) for name in ("whole", "killed")]
     print(f"kills {killed}\nwhole  {hashes[0]}\nkilled {hashes[1]}\nequal {hashes[0] == hashes[1]}")
-    raise SystemExit(hashes[0] != hashes[1])
+    raise SystemExit(int(hashes[0] != hashes[1] or killed < given.kills))
+
+
+def launch_s(whole_s: float, *, whole: Path, killed: Path) -> float:
+    """How long the next launch will take: the whole run without the steps that are kept."""
+    kept = [int(p.name.removeprefix("step-")) for p in (killed / "checkpoints").glob("step-*")]
+    rows = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    return whole_s - sum(
+        row["seconds_rollout"] + row["seconds_update"]
+        for row in rows
+        if row["stage"] == "rl" and row["step"] <= max(kept, default=0)
+    )
 
 
 def digest(run: Path) -> str:

@@ -378,6 +378,13 @@ def test_splits_that_can_not_be_loaded_are_refused(
         Charts().load(split, store=ImageStore(), count=count)
 
 
+@pytest.mark.parametrize("value", [0, -3, "abc", 1.5, True, None])
+@pytest.mark.parametrize("option", ["max_image_tokens", "factor"])
+def test_a_budget_that_is_no_number_is_refused(option: str, value: object) -> None:
+    with pytest.raises(RecipeError, match=f"Option '{option}' of task charts .*, got {value!r}"):
+        task_named("charts", {option: value})
+
+
 # --- lessons --------------------------------------------------------------------------------------
 
 

@@ -215,6 +215,27 @@ def test_eval_prints_a_table_for_people_and_asks_the_files_of_a_user(
     assert [r["id"] for r in rows(tmp_path / "e" / "rows.jsonl")] == ["q0", "q1", "q2"]
 
 
+def test_rows_that_were_rewritten_are_not_added_to_an_evaluation(
+    shelf: Path, smoke: Path, tmp_path: Path
+) -> None:
+    """Items asked before and after the change would have been summed up as one file's."""
+    file = tmp_path / "own.jsonl"
+    shutil.copy(shelf / "chart.png", tmp_path)
+    shutil.copy(shelf / "data.jsonl", file)
+    told = ("eval", smoke, "task.name=files", f"task.path={file}", "--run", tmp_path / "e")
+    ok(*told, "eval.items=1")
+    file.write_text(file.read_text().replace('"answer": "4"', '"answer": "5"'))
+    assert re.search(r"other task.path than '.*own.jsonl' has now", refused(*told, "eval.items=3"))
+
+
+def test_rows_of_something_else_are_one_sentence(smoke: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "e"
+    ok("eval", smoke, "eval.items=1", "--run", folder)
+    for row in ({"id": "q0"}, {"number": "one"}):
+        (folder / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        assert "written by something else" in refused("eval", smoke, "--run", folder)
+
+
 @pytest.mark.parametrize("torn", ["", '{"id": "charts/test/2", "rollo'])
 def test_an_evaluation_that_was_cut_off_ends_with_the_same_results(
     smoke: Path, tmp_path: Path, torn: str

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade.config import Recipe, Stage, dump_recipe, load_recipe, recipe_hash
+from saccade.config import (
+    Recipe,
+    Stage,
+    check_same_run,
+    dump_recipe,
+    load_recipe,
+    recipe_hash,
+)
 from saccade.errors import RecipeError
 
 
@@ -190,6 +197,37 @@ def test_the_hash_of_a_stage_is_of_what_it_depends_on(change: str, stages: set[S
     assert stages == {
         s for s in every if recipe_hash(changed, stage=s) != recipe_hash(Recipe(), stage=s)
     }
+
+
+def test_threads_count_only_where_results_must_repeat() -> None:
+    """Sums over more threads are added in another order."""
+    for stage in ("pretrain", "sft", "rl", "eval"):
+        stored = dump_recipe(load_recipe(None, ["threads=1", "deterministic=true"]))
+        with pytest.raises(RecipeError, match="a run with threads: 1, now it is 2"):
+            check_same_run(
+                stored, load_recipe(None, ["threads=2", "deterministic=true"]), stage=stage
+            )
+        stored = dump_recipe(load_recipe(None, ["threads=1"]))
+        check_same_run(stored, load_recipe(None, ["threads=2"]), stage=stage)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    ["rl: [", "just text", "", "seed: 2024-13-45", "[" * 5000, "rl: {a: 1, a: 2}", "rl: much"],
+)
+def test_a_damaged_recipe_of_a_run_is_one_sentence(stored: str) -> None:
+    given = load_recipe(None, ["run=runs/x"])
+    with pytest.raises(RecipeError, match=r"runs/x.*(no recipe|holds a run with).*another folder"):
+        check_same_run(stored, given, stage="rl")
+
+
+def test_a_section_that_may_be_left_out_is_set_key_by_key() -> None:
+    assert Recipe().api is None
+    made = load_recipe(None, ["api.timeout_s=1"]).api
+    assert made is not None
+    assert made.timeout_s == 1
+    with pytest.raises(RecipeError, match="Did you mean api.timeout_s?"):
+        load_recipe(None, ["api.timeout=1"])
 
 
 def test_a_recipe_does_not_change_after_it_was_made() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.dialects import DIALECTS, Dialect, dialect
-from saccade.dialects.scan import MAX_DEPTH, MAX_RAW, part_lines, read_object
+from saccade.dialects.scan import MAX_DEPTH, MAX_RAW, merge_texts, part_lines, read_object
 from saccade.errors import RecipeError
 from saccade.geometry import Box, Frame, Mask
 from saccade.types import (
@@ -467,6 +467,21 @@ def test_openthinkimg_shows_name_texts_images_and_a_request() -> None:
             ),
         ),
     )
+
+
+def test_texts_are_joined_once_each_however_many_there_are() -> None:
+    """Each text was once joined to all before it: two minutes for a turn of 40,000 calls."""
+    line = Text("x" * 100)
+    started = time.perf_counter()
+    (joined,) = merge_texts([line] * 40_000)
+    assert time.perf_counter() - started < 1
+    assert joined == Text("x" * 4_000_000)
+
+
+def test_only_texts_between_two_pictures_are_joined_and_empty_ones_left_out() -> None:
+    picture = ImageShown(IMAGE, "img_1")
+    parts = [Text(""), picture, Text("a"), Text(""), Text("b"), picture, Text(""), picture]
+    assert merge_texts(parts) == (picture, Text("ab"), picture, picture)
 
 
 def test_numbers_of_a_fractional_frame_are_short() -> None:

@@ -381,7 +381,8 @@ def test_results_have_the_agreed_form_and_are_json():
     made = json.loads(json.dumps(results(), allow_nan=False))
     assert set(made) == {"arms", "pairs"}
     assert set(made["arms"]["rl"]) == {
-        *("n", "accuracy", "lenient", "kinds", "calls", "calls_by_tool", "completion_tokens"),
+        *("n", "accuracy", "accuracy_scored", "lenient", "kinds", "calls", "calls_by_tool"),
+        "completion_tokens",
         *("coverage", "tightness", "unscored", "extraction_failed", "truncated", "seconds"),
     }
     assert made["arms"]["rl"]["coverage"] == {"all": [0.5, 0.5, 0.5], "look": [0.5, 0.5, 0.5]}
@@ -411,7 +412,7 @@ def test_the_table_puts_the_figure_without_the_unscored_beside_the_accuracy():
     text = printed(results_json({"[red]": summarise(rows_of([True, False, None, None]))}, []))
     assert "0.250 [" in text
     (line,) = (line for line in text.splitlines() if "without unscored" in line)
-    assert "0.500" in line
+    assert "0.500 [0.000, 1.000]" in line
     assert "[red]" in text
 
 

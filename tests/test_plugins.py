@@ -47,6 +47,19 @@ class Riddles:
 
     def load(self, split, *, store, start=0, count=None):
         raise NotImplementedError
+
+    def gold(self, sample):
+        return sample.answer
+
+    def wrong(self, sample):
+        return "no"
+
+
+class Half:
+    rubric = Riddles.rubric
+    size = Riddles.size
+    load = Riddles.load
+    gold = Riddles.gold
 '''
 ENTRIES = """[saccade.tools]
 left_half = {module}:left_half
@@ -57,6 +70,7 @@ crop = {module}:left_half
 brevity_{mark} = {module}:brevity_{mark}
 [saccade.tasks]
 riddles = {module}:Riddles
+half = {module}:Half
 """
 
 
@@ -100,6 +114,8 @@ def test_a_reward_and_a_task_of_another_package(installed: str) -> None:
     assert task_named("riddles", {"count": 7}).size("train") == 7
     with pytest.raises(RecipeError, match=r"Task riddles has no option 'cuont'.*'count'"):
         task_named("riddles", {"cuont": 7})
+    with pytest.raises(RecipeError, match=r"Task half .* lacks name, wrong\."):
+        task_named("half", {})
 
 
 def test_what_cannot_be_used_is_one_sentence(installed: str) -> None:
@@ -109,6 +125,22 @@ def test_what_cannot_be_used_is_one_sentence(installed: str) -> None:
         tools_named(["lost"])
     with pytest.raises(RecipeError, match=r"No tool named 'no'\. Available: .*left_half"):
         tools_named(["no"])
+
+
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("def tool(: pass", "SyntaxError: .*line 1"),
+        ("raise TypeError('no annotation')", "TypeError: no annotation"),
+        ("int('x')", "ValueError: invalid literal"),
+    ],
+)
+def test_a_package_that_breaks_while_it_is_imported_is_one_sentence(
+    installed: str, tmp_path: Path, code: str, cause: str
+) -> None:
+    (tmp_path / f"extra_{installed}.py").write_text(code)
+    with pytest.raises(RecipeError, match=f"'left_half' .*can't be loaded: {cause}.*\\.$"):
+        tools_named(["left_half"])
 
 
 def test_a_name_that_two_packages_offer_is_refused(

@@ -29,6 +29,7 @@ from saccade.rollout import (
     LEAST_REPLY_TOKENS,
     NO_ACTION,
     NO_TOOLS,
+    Failures,
     Limits,
     Setup,
     rollout,
@@ -387,15 +388,15 @@ def test_shrinking_a_long_strip_never_makes_it_too_thin(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "stop", "word"),
+    ("line", "stop", "word", "called"),
     [
-        (act("crash"), StopReason.TOOL_CRASHED, "ZeroDivisionError: a bug in the tool"),
-        (act("gone"), StopReason.TOOL_UNAVAILABLE, "The back end is down."),
-        (EngineError("The engine is out."), StopReason.ENGINE_FAILED, "The engine is out."),
+        (act("crash"), StopReason.TOOL_CRASHED, "ZeroDivisionError: a bug in the tool", "crash"),
+        (act("gone"), StopReason.TOOL_UNAVAILABLE, "The back end is down.", "gone"),
+        (EngineError("The engine is out."), StopReason.ENGINE_FAILED, "The engine is out.", None),
     ],
 )
 def test_our_failures_end_the_episode_unscored_with_their_traceback(
-    world: World, line: object, stop: StopReason, word: str
+    world: World, line: object, stop: StopReason, word: str, called: str | None
 ) -> None:
     setup = world.setup({"s": [act("part"), line, say("42")]})
     episode = asyncio.run(run_episode(world.sample(), setup, sampling=SAMPLING))
@@ -406,7 +407,14 @@ def test_our_failures_end_the_episode_unscored_with_their_traceback(
     assert episode.score.value is None
     assert episode.error.startswith("Traceback (most recent call last)")
     assert word in episode.error
-    assert len(episode.turns) == 1  # what came before is kept
+    first, *rest = episode.turns  # what came before is kept, and the turn that brought it about
+    assert len(first.results) == 1
+    assert [(t.parsed.calls[0].name, t.results) for t in rest] == ([(called, ())] if called else [])
+    said = [s for s in episode.segments if s.origin == "sampled"]
+    assert len(said) == len(episode.turns)
+    assert [m.text for m in episode.messages if m.role == "assistant"][1:] == (
+        [line] if called else []
+    )
     assert setup.engine.released == ["0/s/0"]
 
 
@@ -444,7 +452,8 @@ def test_a_run_stops_above_its_failure_limit(
     world: World, bad: int, of: int, limit: float | None, stops: bool
 ) -> None:
     samples, setup = many(world, bad, of=of)
-    playing = rollout(samples, setup, sampling=SAMPLING, failure_limit=limit)
+    failures = None if limit is None else Failures(limit)
+    playing = rollout(samples, replace(setup, failures=failures), sampling=SAMPLING)
     if stops:
         with pytest.raises(SaccadeError, match=rf"{bad} of {of} episodes .* a bug in the tool"):
             asyncio.run(playing)
@@ -455,10 +464,24 @@ def test_a_run_stops_above_its_failure_limit(
     assert ours == [True] * bad + [False] * (of - bad)
 
 
+def test_failures_are_counted_over_the_whole_run(world: World) -> None:
+    """Two of every hundred once passed a limit of 1%, since each call counted for itself."""
+    failures = Failures(0.01)
+
+    def part_of_run() -> list[Episode]:
+        samples, setup = many(world, 2, of=100)
+        setup = replace(setup, failures=failures)
+        return asyncio.run(rollout(samples, setup, sampling=SAMPLING))
+
+    assert len(part_of_run()) == 100
+    with pytest.raises(SaccadeError, match=r"3 of 200 episodes .*above 1%"):
+        part_of_run()
+
+
 def test_the_failures_of_the_model_never_stop_a_run(world: World) -> None:
     samples = [world.sample(f"s{k}") for k in range(6)]
-    setup = world.setup({s.id: ["hm"] * 4 for s in samples})
-    episodes = asyncio.run(rollout(samples, setup, sampling=SAMPLING, failure_limit=0.0))
+    setup = world.setup({s.id: ["hm"] * 4 for s in samples}, failures=Failures(0.0))
+    episodes = asyncio.run(rollout(samples, setup, sampling=SAMPLING))
     assert {e.stop for e in episodes} == {StopReason.MAX_TURNS}
 
 
@@ -604,10 +627,24 @@ def test_in_text_mode_the_model_is_told_of_pictures_and_shown_none(world: World)
         assert len(episode.messages[1].images) == 1  # the question keeps its picture
 
 
-def test_in_text_mode_what_was_not_shown_is_no_gaze_with_and_without_ids(world: World) -> None:
+def test_in_text_mode_what_was_not_shown_is_not_seen_and_the_box_asked_for_is_named(
+    world: World,
+) -> None:
     for ids in (True, False):
-        episode = world.play(act("part"), say("42"), observation="text", ids=ids)
-        assert [r.how for r in episode.gaze] == []
+        lines = act("crop", box=LOOK), act("part"), say("42")
+        episode = world.play(*lines, observation="text", ids=ids)
+        assert not any(r.failed for r in episode.results)
+        assert [(r.how, r.turn) for r in episode.gaze] == [("named", 0)]
+
+
+def test_a_call_that_failed_is_no_look_wherever_it_failed(world: World) -> None:
+    """A box that the tool itself refused, and so never showed, once covered the evidence."""
+    strip = act("crop", box=[0, 500, 1000, 503])
+    for ids in (True, False):
+        episode = world.play(strip, act("crop", box=[9, 9, 1, 1]), say("42"), ids=ids)
+        assert [r.failed for r in episode.results] == [True, True]
+        assert "as wide" in episode.messages[3].text
+        assert episode.gaze == ()
 
 
 def test_a_setup_that_lacks_a_renderer_or_frame_is_refused(world: World) -> None:

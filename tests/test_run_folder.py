@@ -62,6 +62,12 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
     (tmp_path / "episodes.jsonl").write_text('{"a": 1}\n[2]\n')
     with pytest.raises(DataError, match="line 2"):
         RunFolder(tmp_path).read("episodes")
+    (tmp_path / "episodes.jsonl").write_text('{"a": 1}\n{"a": ' + "[" * 200_000 + "\n")
+    with pytest.raises(DataError, match="line 2"):
+        RunFolder(tmp_path).read("episodes")
+    (tmp_path / "start.json").write_text("[" * 200_000)
+    with pytest.raises(DataError, match=r"start\.json is no JSON: .*nested"):
+        RunFolder(tmp_path).read_json("start")
 
 
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:

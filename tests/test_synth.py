@@ -129,6 +129,13 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
         read_demonstrations(path)
 
 
+def test_a_line_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    path.write_text("[" * 200_000)
+    with pytest.raises(DataError, match="line 1: it is nested too deeply"):
+        read_demonstrations(path)
+
+
 def test_an_empty_or_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     with pytest.raises(DataError, match=r"'d.jsonl' can't be read: No such file"):

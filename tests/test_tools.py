@@ -22,6 +22,7 @@ from jsonschema import Draft202012Validator
 from PIL import Image
 
 import saccade.tools
+from saccade.dialects import DIALECTS, dialect
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame, Mask, Point
 from saccade.image_store import ImageStore
@@ -37,6 +38,7 @@ from saccade.tools import (
     crop,
     draw_horizontal_line,
     draw_vertical_line,
+    look,
     terminate,
     tool,
     zoom,
@@ -111,6 +113,15 @@ BUILTIN = tuple(builtin_tools().values())
 def test_crop_returns_the_pixels_of_the_region_unchanged() -> None:
     view = crop(VIEW, Box(10, 20, 110, 70))
     assert (pixels(view) == pixels(VIEW)[20:70, 10:110]).all()
+
+
+def test_look_shows_the_whole_region_where_its_only_print_is_too_thin_a_line() -> None:
+    paper = Image.new("RGB", (900, 100), "white")
+    paper.paste("black", (10, 50, 891, 52))
+    view = root_view(paper)
+    assert look(view, Box(0, 0, 900, 100)).pixels.size == (900, 100)
+    paper.paste("black", (10, 50, 891, 70))
+    assert look(root_view(paper), Box(0, 0, 900, 100)).pixels.size == (881, 20)
 
 
 def test_zoom_enlarges_four_times_unless_told_otherwise() -> None:
@@ -690,10 +701,26 @@ def test_calls_beyond_the_limit_of_a_turn_are_not_run() -> None:
     calls = [call("count", text=str(i)) for i in range(5)]
     results = call_all(box_of(count, max_calls=3), *calls)
     assert sorted(ran) == ["0", "1", "2"]
-    assert [r.failed for r in results] == [False] * 3 + [True] * 2
-    assert sentence(results[4]) == (
-        "Only the first 3 calls of a turn are run; make this call again in a later turn."
+    assert [r.call for r in results] == calls[:4]
+    assert [r.failed for r in results] == [False] * 3 + [True]
+    assert sentence(results[3]) == (
+        "Only the first 3 calls of a turn are run; 2 were left out: "
+        "make them again in a later turn."
     )
+    (*_, last) = call_all(box_of(count, max_calls=3), *calls[:4])
+    assert sentence(last) == (
+        "Only the first 3 calls of a turn are run; 1 was left out: make it again in a later turn."
+    )
+
+
+@pytest.mark.parametrize("name", sorted(set(DIALECTS) - {"plain"}))
+def test_what_a_turn_of_many_calls_gives_back_is_short_in_every_dialect(name: str) -> None:
+    """Each of 40,000 calls once came back with a sentence of its own: 4.8 million characters."""
+    results = call_all(box_of(crop), *[BadCall("{}", "This is no call.")] * 40_000)
+    assert len(results) == 9
+    message = dialect(name).observation(results, frame=thousand)
+    assert "39992 were left out" in message.text
+    assert len(message.text) < 2_000
 
 
 def nested(depth: int, *, kind: type = list) -> Any:

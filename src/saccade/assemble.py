@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
+from saccade.atomic_files import Reading
 from saccade.config import Recipe, Stage, recipe_hash
 from saccade.dialects import dialect
 from saccade.engines import Engine
@@ -37,7 +38,7 @@ from saccade.types import ImageRef
 __all__ = [
     "Policy",
     "answering",
-    "check_same_weights",
+    "check_same_start",
     "data_file",
     "device_of",
     "image_features",
@@ -72,23 +73,48 @@ def model_folder(name: str) -> Path:
     return folder
 
 
-def check_same_weights(folder: RunFolder, model: str) -> None:
-    """Raises RecipeError where the folder's run was begun from weights that `model` had before: its
-    rows or steps would be taken for those of the weights that it has now.
+def check_same_start(folder: RunFolder, recipe: Recipe, *, stage: Stage) -> None:
+    """Raises RecipeError where the folder's run was begun from a model or data that have changed
+    since: its rows or steps would be taken for those of what is there now.
     """
+    before = folder.read_json("start") or {}
+    now = {}
+    for key, name, files in _start(recipe, stage):
+        now[key] = _digest(files)
+        if before.get(key, now[key]) != now[key]:
+            what = "weights" if key == "sha256" else key
+            raise RecipeError(
+                f"{str(folder.path)!r} was made from other {what} than {name!r} has now; choose "
+                "another folder with --run, or delete that one to make it again."
+            )
+    if not now.items() <= before.items():
+        folder.write_json("start", before | now)
+
+
+def _start(recipe: Recipe, stage: Stage) -> Iterator[tuple[str, str, list[Path]]]:
+    """What a run begins from: key in `start.json`, name, files. What is not there is left to those
+    who read it.
+    """
+    models = {"sha256": None if recipe.api else recipe.model}
+    if stage == "rl" and recipe.rl.kl_beta > 0:
+        models["rl.reference"] = recipe.rl.reference
+    for key, model in models.items():
+        if model is not None:
+            yield key, model, sorted(model_folder(model).glob("*.safetensors"))
+    data = {"task.path": recipe.task.path}
+    if stage == "sft":
+        data["sft.demonstrations"] = data_file(recipe.sft.demonstrations)
+    for key, path in data.items():
+        if path is not None and path.is_file():
+            yield key, str(path), [path]
+
+
+def _digest(files: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for file in sorted(model_folder(model).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
-    now = {"sha256": digest.hexdigest()}
-    before = folder.read_json("start")
-    if before is None:
-        folder.write_json("start", now)
-    elif before != now:
-        raise RecipeError(
-            f"{str(folder.path)!r} was made from other weights than {model!r} has now; choose "
-            "another folder with --run, or delete that one to make it again."
-        )
+    for path in files:
+        with Reading(path.name), path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def made_by(recipe: Recipe, *, stage: Stage, start: str | None) -> dict[str, object]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -98,7 +98,9 @@ class RolloutConfig(_Section):
     max_tokens_per_turn: Positive = 128
     """Tokens that the model may write in one turn."""
     max_context_tokens: Positive = 2048
-    """Tokens of a whole episode, prompt and pictures included."""
+    """Tokens of a whole episode, prompt and pictures included; engines without ids (`api`) can't
+    count them and are bound by `max_turns` alone.
+    """
     temperature: Weight = 1.0
     """Of sampling in synthesis and RL; 0 takes the most likely token."""
     concurrency: Positive = 128
@@ -122,7 +124,7 @@ class SftConfig(_Section):
     """Cold start on demonstrations."""
 
     demonstrations: Path = Path("demonstrations.jsonl")
-    """Episodes to learn from, as `episodes.jsonl` of a run folder holds them."""
+    """JSONL file of what a model should have said: `sample`, `turns` and `quality` in each line."""
     epochs: Positive = 10
     """Passes over the demonstrations."""
     batch_size: Positive = 16
@@ -359,14 +361,16 @@ def _not_of(stage: Stage) -> set[str]:
 
 def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
     """Raises RecipeError where a run folder holds another recipe's run: its rows and weights would
-    be taken for this one's. Sections of other stages do not count, nor do `run` and `threads`.
+    be taken for this one's. Sections of other stages do not count, nor does `run`; `threads` count
+    under `deterministic`, since sums over more threads are added in another order.
     """
     if stored is None:
         return
-    before, now = yaml.safe_load(stored), recipe.model_dump(mode="json")
-    for key in sorted(now.keys() - _not_of(stage)):
+    before, now = _stored(stored, recipe), recipe.model_dump(mode="json")
+    ordered = {"threads"} if recipe.deterministic else set()
+    for key in sorted(now.keys() - _not_of(stage) | ordered):
         old, new = before.get(key), now[key]
-        if key == stage:
+        if key == stage and isinstance(old, dict | None):
             kept = sorted(new.keys() - _MAY_CHANGE[stage])
             old, new = {k: (old or {}).get(k) for k in kept}, {k: new[k] for k in kept}
             changed = next((k for k in kept if old[k] != new[k]), None)
@@ -377,6 +381,24 @@ def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
                 f"The run folder {str(recipe.run)!r} holds a run with {key}: {_short(old)}, now it "
                 f"is {_short(new)}; choose another folder with --run, or delete that one."
             )
+
+
+def _stored(text: str, recipe: Recipe) -> dict[str, Any]:
+    """The recipe in a run folder, which someone may have damaged."""
+    try:
+        data = yaml.load(text, _Loader)
+        problem = f"it is {_short(data)}"
+    except (yaml.YAMLError, ValueError) as error:
+        data = None
+        problem = _problem(error) if isinstance(error, yaml.YAMLError) else str(error)
+    except RecursionError:
+        data, problem = None, "it is nested too deeply"
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"recipe.yaml in the run folder {str(recipe.run)!r} is no recipe ({problem}); choose "
+            "another folder with --run, or delete that one."
+        )
+    return data
 
 
 class _Loader(yaml.SafeLoader):
@@ -463,9 +485,9 @@ def _override(data: dict[str, Any], override: str) -> None:
 def _sections() -> dict[str, type[_Section]]:
     found: dict[str, type[_Section]] = {}
     for name, field in Recipe.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, _Section):
-            found[name] = kind
+        for kind in (field.annotation, *get_args(field.annotation)):  # api may be left out
+            if isinstance(kind, type) and issubclass(kind, _Section):
+                found[name] = kind
     return found
 
 

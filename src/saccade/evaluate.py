@@ -200,6 +200,7 @@ class Summary:
         return {
             "n": self.n,
             "accuracy": _lists(self.accuracy),
+            "accuracy_scored": _lists(self.accuracy_scored),
             "lenient": _lists(self.lenient),
             "kinds": _lists(self.kinds),
             "calls": self.calls,
@@ -434,7 +435,7 @@ def format_table(results: Mapping[str, Any]) -> Table:
 
     line("episodes", (str(arm["n"]) for arm in arms.values()))
     by_stratum("accuracy")
-    line("all without unscored", (_number(_without_unscored(arm), 3) for arm in arms.values()))
+    line("all without unscored", (_cell(arm["accuracy_scored"].get(ALL)) for arm in arms.values()))
     for key in ("lenient", "coverage", "tightness"):
         by_stratum(key)
     for key, digits in (("calls", 2), ("completion_tokens", 1), ("seconds", 2)):
@@ -444,12 +445,6 @@ def format_table(results: Mapping[str, Any]) -> Table:
     pairs = [_line(pair) for pair in results["pairs"]]
     table.caption = Text("\n".join(pairs)) if pairs else None
     return table
-
-
-def _without_unscored(arm: Mapping[str, Any]) -> float | None:
-    """Accuracy over the scored episodes: none of the unscored was counted as right."""
-    scored = arm["n"] - arm["unscored"]
-    return float(arm["accuracy"][ALL][0] * arm["n"] / scored) if scored else None
 
 
 def _line(pair: Mapping[str, Any]) -> str:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from saccade.assemble import answering, check_same_weights, task_of
+from saccade.assemble import answering, check_same_start, task_of
 from saccade.config import Recipe, check_same_run, dump_recipe
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
+from saccade.errors import DataError
 from saccade.evaluate import (
     Comparison,
     Metric,
@@ -28,7 +30,7 @@ from saccade.evaluate import (
 )
 from saccade.image_store import ImageStore
 from saccade.progress import Bar, progress
-from saccade.rollout import Setup, rollout
+from saccade.rollout import Failures, Setup, rollout
 from saccade.run_folder import RunFolder
 from saccade.tasks import Task
 from saccade.types import Episode, Outcome, Sample, StopReason
@@ -39,7 +41,9 @@ METRICS: tuple[Metric, ...] = ("accuracy", "coverage", "calls")
 CHUNK = 100
 """Samples between two writes."""
 FAILURE_LIMIT = 0.01
-"""Share of our own failures in a chunk above which the evaluation stops; below, they are shown."""
+"""Share of our own failures, of all that was asked so far, above which the evaluation stops; below,
+they are shown.
+"""
 KEPT_EPISODES = 24
 """Whole episodes kept for the report."""
 
@@ -56,10 +60,10 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
     task = task_of(recipe)
     with RunFolder(recipe.run or Path("runs/eval")) as folder:
         check_same_run(folder.recipe(), recipe, stage="eval")
-        if recipe.api is None:
-            check_same_weights(folder, recipe.model)
+        check_same_start(folder, recipe, stage="eval")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
+        rows_of(folder, items=config.items)  # rows of something else are left as they are
         folder.drop("rows", lambda row: StopReason(row["stop"]).outcome is Outcome.OURS)
         asked = {row["id"] for row in folder.read("rows")}
         folder.drop("episodes", lambda episode: episode["sample"]["id"] not in asked)
@@ -70,6 +74,7 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
             if len(done) < items:
                 store = ImageStore()
                 setup = answering(recipe, store=store, rubric=task.rubric)
+                setup = replace(setup, failures=Failures(FAILURE_LIMIT))
                 for start in range(0, items, CHUNK):
                     count = min(CHUNK, items - start)
                     samples = task.load(config.split, store=store, start=start, count=count)
@@ -108,7 +113,6 @@ async def _ask(
             sampling=Sampling(recipe.eval.temperature, recipe.rollout.max_tokens_per_turn),
             seed=recipe.seed,
             concurrency=recipe.rollout.concurrency,
-            failure_limit=FAILURE_LIMIT,
             on_done=on_done,
         )
     finally:
@@ -124,12 +128,21 @@ async def _ask(
 
 
 def rows_of(folder: RunFolder, *, items: int) -> list[SampleRow]:
-    """The rows of the first `items` samples of an evaluation so far, in the order of the split."""
+    """The rows of the first `items` samples of an evaluation so far, in the order of the split.
+
+    Raises DataError for rows that no evaluation wrote.
+    """
     found: dict[int, SampleRow] = {}
     for row in folder.read("rows"):
-        number = row.pop("number")
+        number = row.pop("number", None)
+        if not isinstance(number, int):
+            raise DataError(
+                f"rows.jsonl of {str(folder.path)!r} has a row whose number is {number!r}, so it "
+                "was written by something else; choose another folder with --run."
+            )
+        sample = SampleRow.from_json(row)
         if number < items:
-            found[number] = SampleRow.from_json(row)
+            found[number] = sample
     return [found[number] for number in sorted(found)]
 
 

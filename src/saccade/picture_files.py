@@ -10,6 +10,7 @@ orientation, frames after the first, and formats whose decoders run other progra
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import struct
 import zlib
@@ -48,6 +49,7 @@ class _File(NamedTuple):
     width: int
     height: int
     frames: int
+    """Counted no further than one above the limit, where counting takes time."""
     orientation: int
     """As Exif numbers it, 1 to 8; 1 is upright."""
     data: bytes
@@ -70,7 +72,7 @@ def load_image(source: bytes | Path, *, limits: Limits = Limits()) -> Image.Imag
             f"convert it to one of {', '.join(_SIGNATURES)}."
         )
     try:
-        file = _HEADERS[kind](data)
+        file = _HEADERS[kind](data, limits)
     except _Unfit as error:
         raise ImageError(
             f"{name} is a {kind} file with {error}; export it again as PNG."
@@ -79,12 +81,12 @@ def load_image(source: bytes | Path, *, limits: Limits = Limits()) -> Image.Imag
         raise ImageError(
             f"{name} is a broken or truncated {kind} file; export it again."
         ) from error
-    _check_size(name, file.width, file.height, limits)
     if file.frames > limits.max_frames:
         raise ImageError(
-            f"{name} has {file.frames} frames or pages, above the limit of {limits.max_frames}; "
+            f"{name} has more frames or pages than the limit of {limits.max_frames}; "
             "save the one you mean as a PNG file."
         )
+    _check_size(name, file.width, file.height, limits)
     try:
         image = Image.open(io.BytesIO(file.data), formats=[kind])
         _check_size(name, *image.size, limits)  # a decoder may see another size than the header
@@ -137,10 +139,21 @@ def _check_size(name: str, width: int, height: int, limits: Limits) -> None:
         )
 
 
-def _png_header(data: bytes) -> _File:
+def _at_most(count: int, things: str) -> Iterator[None]:
+    """Something to loop over `count` times; raises _Unfit for a file that has more of the things.
+
+    Millions of tiny ones fit into the limit of bytes, and each takes time here and in the decoder.
+    """
+    yield from itertools.repeat(None, count)
+    raise _Unfit(f"more than {count} {things}")
+
+
+def _png_header(data: bytes, limits: Limits) -> _File:
     width, height = struct.unpack_from(">II", data, 16)
     kept, frames, orientation, at = [data[:8]], 1, 1, 8
-    while at + 8 <= len(data):
+    for _ in _at_most(_MAX_PARTS, "chunks"):
+        if at + 8 > len(data):
+            break
         length, kind = struct.unpack_from(">I4s", data, at)
         if kind == b"tRNS" and data[25] == 0 and data[24] in (2, 4):  # few-bit greys
             # Pillow spreads the pixels over 0..255 but not the grey that is transparent
@@ -153,16 +166,18 @@ def _png_header(data: bytes) -> _File:
             frames = max(1, struct.unpack_from(">I", data, at + 8)[0])
         elif kind == b"eXIf":
             orientation = _exif_orientation(data[at + 8 : at + 8 + length])
+        if kind == b"IEND":
+            break
         at += length + 12
     return _File(width, height, frames, orientation, b"".join(kept))
 
 
-def _jpeg_header(data: bytes) -> _File:
+def _jpeg_header(data: bytes, limits: Limits) -> _File:
     width = height = 0
     kept, orientation, at = {"start": data[:2]}, 1, 2
-    while True:
-        while data[at] == 0xFF and data[at + 1] == 0xFF:  # fill bytes
-            at += 1
+    for _ in _at_most(_MAX_PARTS, "markers"):
+        fill = _JPEG_FILL.match(data, at)
+        at = fill.end() - 1 if fill else at
         marker = data[at + 1]
         if data[at] != 0xFF or marker in (0xD8, 0xD9):
             raise _Unfit("a broken header")
@@ -187,11 +202,13 @@ def _jpeg_header(data: bytes) -> _File:
     return _File(width, height, 1, orientation, b"".join(kept.values()) + data[at:])
 
 
-def _gif_header(data: bytes) -> _File:
+def _gif_header(data: bytes, limits: Limits) -> _File:
     width, height, flags = struct.unpack_from("<HHB", data, 6)
     at = 13 + _palette_bytes(flags)
     kept, control, frames = [data[:at]], b"", 0
-    while at < len(data) and data[at] in (0x21, 0x2C):
+    for _ in _at_most(_MAX_PARTS, "blocks"):
+        if at >= len(data) or data[at] not in (0x21, 0x2C):
+            break
         start = at
         if data[at] == 0x21:  # an extension: two bytes, then blocks
             at = _after_blocks(data, at + 2)
@@ -215,7 +232,7 @@ def _after_blocks(data: bytes, at: int) -> int:
     return at + 1
 
 
-def _bmp_header(data: bytes) -> _File:
+def _bmp_header(data: bytes, limits: Limits) -> _File:
     (header,) = struct.unpack_from("<I", data, 14)
     width, height = struct.unpack_from("<HH" if header == 12 else "<ii", data, 18)
     if header > 12 and struct.unpack_from("<I", data, 30)[0] in (1, 2) and len(data) > 2**20:
@@ -223,10 +240,12 @@ def _bmp_header(data: bytes) -> _File:
     return _File(width, abs(height), 1, 1, data)
 
 
-def _webp_header(data: bytes) -> _File:
+def _webp_header(data: bytes, limits: Limits) -> _File:
     width = height = frames = 0
     orientation, at = 1, 12
-    while at + 8 <= len(data):
+    for _ in _at_most(_MAX_PARTS, "chunks"):
+        if at + 8 > len(data):
+            break
         kind, length = struct.unpack_from("<4sI", data, at)
         if kind == b"ANMF":
             frames += 1
@@ -245,12 +264,12 @@ def _webp_header(data: bytes) -> _File:
     return _File(width, height, max(1, frames), orientation, data)
 
 
-def _tiff_header(data: bytes) -> _File:
+def _tiff_header(data: bytes, limits: Limits) -> _File:
     order = "<" if data[:2] == b"II" else ">"
     (first,) = struct.unpack_from(order + "I", data, 4)
     pages, at = 0, first
     seen: set[int] = set()
-    while at and at not in seen:
+    while at and at not in seen and pages <= limits.max_frames:
         seen.add(at)
         pages += 1
         (entries,) = struct.unpack_from(order + "H", data, at)
@@ -258,8 +277,10 @@ def _tiff_header(data: bytes) -> _File:
     values: dict[int, int] = {}
     room = len(data)  # entries may all point at the same bytes, and the decoder copies each
     directories = [first]
+    allowed = _at_most(_MAX_PARTS, "entries")  # without values they take no room, and may go round
     while directories:
         for tag, kind, count, place in _directory(data, order, directories.pop()):
+            next(allowed)
             room -= _TIFF_BYTES.get(kind, 1) * count
             if room < 0:
                 raise _Unfit("entries larger than the file")
@@ -305,7 +326,7 @@ _SIGNATURES = {
     "BMP": re.compile(rb"BM"),
     "TIFF": re.compile(rb"II\*\0|MM\0\*"),
 }
-_HEADERS: dict[str, Callable[[bytes], _File]] = {
+_HEADERS: dict[str, Callable[[bytes, Limits], _File]] = {
     "PNG": _png_header,
     "JPEG": _jpeg_header,
     "WEBP": _webp_header,
@@ -313,6 +334,9 @@ _HEADERS: dict[str, Callable[[bytes], _File]] = {
     "BMP": _bmp_header,
     "TIFF": _tiff_header,
 }
+_MAX_PARTS = 2**16
+"""Chunks, markers, blocks or entries of a file: many times what honest programs write."""
+_JPEG_FILL = re.compile(rb"\xff+")
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _MAX_JPEG_PARTS = 100
 _TIFF_BYTES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}

@@ -39,7 +39,7 @@ def load(group: Group, name: str) -> Any:
         raise RecipeError(f"{group} {name!r} is offered more than once: {values}; remove one.")
     try:
         return found[0].load()
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(
-            f"{group} {name!r} ({found[0].value}) can't be loaded: {error}."
-        ) from None
+    except Exception as error:  # whatever that package does while it is imported
+        cause = f"{type(error).__name__}: {error}".rstrip(".")
+        what = f"{group} {name!r} ({found[0].value})"
+        raise RecipeError(f"{what} can't be loaded: {cause}.") from None

@@ -21,7 +21,7 @@ import torch
 
 from saccade.assemble import (
     Policy,
-    check_same_weights,
+    check_same_start,
     device_of,
     image_features,
     load_policy,
@@ -52,7 +52,7 @@ from saccade.models.qwen2vl import (
 from saccade.models.tiny import save
 from saccade.progress import progress
 from saccade.rewards import Rubric, per_turn, reward_named
-from saccade.rollout import Setup, rollout
+from saccade.rollout import Failures, Setup, rollout
 from saccade.run_folder import RunFolder
 from saccade.sft import checkpoint, resume, trainable
 from saccade.tasks import Task, stream
@@ -118,6 +118,7 @@ async def _run(recipe: Recipe) -> Path:
         reference.model.requires_grad_(False)
     store = ImageStore()
     setup = setup_for(recipe, policy, store=store, rubric=rubric_of(config))
+    setup = replace(setup, failures=Failures(0.01))
     task = task_of(recipe)
     optimizer = torch.optim.AdamW(
         trainable(policy.model, freeze_vision=config.freeze_vision),
@@ -127,7 +128,7 @@ async def _run(recipe: Recipe) -> Path:
     )
     with RunFolder(recipe.run or Path("runs/rl")) as folder:
         check_same_run(folder.recipe(), recipe, stage="rl")
-        check_same_weights(folder, recipe.model)
+        check_same_start(folder, recipe, stage="rl")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
         if config.eval_every:  # a missing split is found now and not after hours
@@ -233,7 +234,6 @@ async def _roll(
         seed=recipe.seed,
         group_size=recipe.rl.group_size,
         concurrency=recipe.rollout.concurrency,
-        failure_limit=0.01,
     )
 
 
@@ -501,7 +501,6 @@ async def _validate(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> d
         sampling=greedy,
         seed=recipe.seed,
         concurrency=recipe.rollout.concurrency,
-        failure_limit=0.01,
     )
     rows = [row_of(e, task.rubric) for e in episodes]
     found: dict[str, Any] = {"stage": "validation", "step": step}

@@ -42,6 +42,7 @@ from saccade.types import (
 )
 
 __all__ = [
+    "Failures",
     "Limits",
     "SegmentRenderer",
     "Setup",
@@ -79,6 +80,26 @@ class Limits:
     max_context_tokens: int = 2048
 
 
+@dataclass(slots=True)
+class Failures:
+    """Episodes that ended by our doing, counted over all calls of `rollout` in a run."""
+
+    limit: float
+    """Share of the run's episodes so far above which (and above two) it stops."""
+    failed: int = 0
+    of: int = 0
+
+    def add(self, episode: Episode) -> None:
+        """Raises SaccadeError, with the error of this episode, above the limit."""
+        self.failed += 1
+        if self.failed > max(2.0, self.limit * self.of):
+            last = episode.error.strip().splitlines()[-1]
+            raise SaccadeError(
+                f"{self.failed} of {self.of} episodes ended by our own failure "
+                f"(above {self.limit:.0%}); mend it and resume. The last one: {last}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
     """Everything that episodes of a run share."""
@@ -96,6 +117,8 @@ class Setup:
     observation: Literal["image", "text"] = "image"
     """`text`: pictures of tools are replaced by a sentence with their name and size."""
     rubric: Rubric | None = None
+    failures: Failures | None = None
+    """None: however many episodes fail, the run goes on."""
 
     def __post_init__(self) -> None:
         if self.engine.capabilities.ids and self.renderer is None:
@@ -149,7 +172,9 @@ async def run_episode(
         episode = replace(episode, segments=(setup.renderer.prompt(episode.messages),))
     try:
         while episode.stop is None:
-            episode = await _turn(episode, setup, key=key, sampling=sampling, seed=seed)
+            episode = await _say(episode, setup, key=key, sampling=sampling, seed=seed)
+            if episode.stop is None:  # said by now, so that a call that crashes can be seen
+                episode = await _act(episode, setup)
     except (EngineError, ToolUnavailable, ToolCrashed) as error:
         episode = replace(episode, stop=_fault(error), error=traceback.format_exc())
     finally:
@@ -164,10 +189,10 @@ def _fault(error: SaccadeError) -> StopReason:
     return StopReason.TOOL_CRASHED if isinstance(error, ToolCrashed) else StopReason.ENGINE_FAILED
 
 
-async def _turn(
+async def _say(
     episode: Episode, setup: Setup, *, key: str, sampling: Sampling, seed: int
 ) -> Episode:
-    """One turn of the model and what comes back; sets `stop` where the episode ends with it."""
+    """One turn of the model, its calls not yet made; sets `stop` where the episode ends with it."""
     room = setup.limits.max_context_tokens - _length(episode)
     if setup.engine.capabilities.ids and room < 1:
         return replace(episode, stop=StopReason.CONTEXT_FULL)
@@ -181,16 +206,19 @@ async def _turn(
     )
     turn = await setup.engine.turn(request)
     parsed = setup.dialect.parse(turn.text)
-    episode = _with_turn(episode, turn)
     stop = _stop_after(parsed, turn, episode, setup.limits)
-    if stop is not None:
-        return replace(episode, turns=(*episode.turns, TurnRecord(parsed)), stop=stop)
-    results = await _call(parsed, episode, setup)
-    episode = replace(episode, turns=(*episode.turns, TurnRecord(parsed, results)))
-    return _observe(episode, setup, note=_note(parsed, setup))
+    return replace(_with_turn(episode, turn, parsed), stop=stop)
 
 
-def _with_turn(episode: Episode, turn: Turn) -> Episode:
+async def _act(episode: Episode, setup: Setup) -> Episode:
+    """What the calls of the last turn bring back."""
+    *before, last = episode.turns
+    results = await _call(last.parsed, episode, setup)
+    episode = replace(episode, turns=(*before, last._replace(results=results)))
+    return _observe(episode, setup, note=_note(last.parsed, setup))
+
+
+def _with_turn(episode: Episode, turn: Turn, parsed: Parsed) -> Episode:
     segments = episode.segments
     if turn.ids is not None:
         sampled = Segment(
@@ -198,7 +226,12 @@ def _with_turn(episode: Episode, turn: Turn) -> Episode:
         )
         segments = (*segments, sampled)
     said = Message("assistant", (Text(turn.text),))
-    return replace(episode, messages=(*episode.messages, said), segments=segments)
+    return replace(
+        episode,
+        messages=(*episode.messages, said),
+        segments=segments,
+        turns=(*episode.turns, TurnRecord(parsed)),
+    )
 
 
 def _stop_after(parsed: Parsed, turn: Turn, episode: Episode, limits: Limits) -> StopReason | None:
@@ -309,7 +342,6 @@ async def rollout(
     group_size: int = 1,
     past: Sequence[int] = (),
     concurrency: int = 128,
-    failure_limit: float | None = None,
     on_done: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
     """`group_size` episodes for each sample, in the order of samples, then of rollouts.
@@ -317,8 +349,8 @@ async def rollout(
     `past` says how many groups of each sample were drawn before: rollouts are numbered on from
     there, so that a sample that comes again is drawn anew.
 
-    With a `failure_limit`, raises SaccadeError once more than that share of episodes (and more
-    than two) ended by our doing; `on_done` sees each episode as it ends.
+    Raises SaccadeError once there are more `failures` than the setup allows; `on_done` sees each
+    episode as it ends.
     """
     slots = asyncio.Semaphore(concurrency)
     before = past or (0,) * len(samples)
@@ -327,23 +359,17 @@ async def rollout(
         for sample, groups in zip(samples, before, strict=True)
         for index in range(group_size)
     ]
-    failed = 0
+    if setup.failures is not None:
+        setup.failures.of += len(jobs)
 
     async def one(sample: Sample, index: int) -> Episode:
-        nonlocal failed
         async with slots:
             episode = await run_episode(
                 sample, setup, sampling=sampling, seed=seed, rollout_index=index
             )
         assert episode.stop is not None
-        if episode.stop.outcome is Outcome.OURS:
-            failed += 1
-            if failure_limit is not None and failed > max(2.0, failure_limit * len(jobs)):
-                last = episode.error.strip().splitlines()[-1]
-                raise SaccadeError(
-                    f"{failed} of {len(jobs)} episodes ended by our own failure "
-                    f"(above {failure_limit:.0%}); mend it and resume. The last one: {last}"
-                )
+        if setup.failures is not None and episode.stop.outcome is Outcome.OURS:
+            setup.failures.add(episode)
         if on_done is not None:
             on_done(episode)
         return episode

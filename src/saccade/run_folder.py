@@ -112,7 +112,7 @@ def _mend(path: Path) -> None:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line.decode("utf-8"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -213,6 +213,8 @@ class RunFolder:
             return json.loads(text)
         except ValueError as error:
             raise DataError(f"{path.name} is no JSON: {error}.") from error
+        except RecursionError:
+            raise DataError(f"{path.name} is no JSON: it is nested too deeply.") from None
 
     # --- rows ---
 

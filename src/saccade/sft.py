@@ -19,7 +19,7 @@ from torch import nn
 
 from saccade.assemble import (
     Policy,
-    check_same_weights,
+    check_same_start,
     data_file,
     device_of,
     image_features,
@@ -75,7 +75,7 @@ def run(recipe: Recipe) -> Path:
     steps = per_epoch * config.epochs
     with RunFolder(recipe.run or Path("runs/sft")) as folder:
         check_same_run(folder.recipe(), recipe, stage="sft")
-        check_same_weights(folder, recipe.model)
+        check_same_start(folder, recipe, stage="sft")
         folder.write_recipe(dump_recipe(recipe))
         folder.write_env(threads=recipe.threads)
         step = resume(folder, policy.model, optimizer)

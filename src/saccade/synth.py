@@ -70,6 +70,8 @@ def read_demonstrations(path: Path) -> list[Demonstration]:
             )
         except (ValueError, KeyError, TypeError) as error:
             bad.append(f"line {number}: {error}")
+        except RecursionError:
+            bad.append(f"line {number}: it is nested too deeply")
     if bad or not found:
         listed = "; ".join(bad[:20]) or "it is empty"
         raise DataError(f"Demonstrations {path.name!r} can't be used: {listed}.")

@@ -460,13 +460,15 @@ class Episode:
     @property
     def gaze(self) -> tuple[Region, ...]:
         """The ordered regions of original images that were looked at; views of a whole image are
-        no gaze.
+        no gaze, and a call that failed is no look.
         """
         found: list[Region] = []
         for number, turn in enumerate(self.turns):
             for named in turn.named:
                 found += _regions(named.image, named.box, "named", number, named.phrase)
             for result in turn.results:
+                if result.failed:
+                    continue
                 for named in result.named:
                     found += _regions(named.image, named.box, "named", number, named.phrase)
                 for part in result.parts:

@@ -11,6 +11,7 @@ that tells one dialect from another.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -290,9 +291,9 @@ def _mask_bounds(mask: Mask) -> Box:
 def merge_texts(parts: Sequence[Part]) -> tuple[Part, ...]:
     """The same parts with neighbouring texts made one and empty ones left out."""
     merged: list[Part] = []
-    for part in parts:
-        if isinstance(part, Text) and merged and isinstance(merged[-1], Text):
-            merged[-1] = Text(merged[-1].text + part.text)
-        elif not isinstance(part, Text) or part.text:
-            merged.append(part)
+    for are_texts, run in itertools.groupby(parts, key=lambda part: isinstance(part, Text)):
+        if not are_texts:
+            merged += run
+        elif text := "".join(part.text for part in run if isinstance(part, Text)):
+            merged.append(Text(text))
     return tuple(merged)

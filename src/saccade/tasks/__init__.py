@@ -103,7 +103,7 @@ def stream(
     return found
 
 
-def _build(factory: Callable[..., Task], name: str, options: Mapping[str, Any]) -> Task:
+def _build(factory: Callable[..., object], name: str, options: Mapping[str, Any]) -> Task:
     parameters = inspect.signature(factory).parameters
     for option in options:
         if option not in parameters:
@@ -112,7 +112,12 @@ def _build(factory: Callable[..., Task], name: str, options: Mapping[str, Any]) 
     for parameter in parameters.values():
         if parameter.default is parameter.empty and parameter.name not in options:
             raise RecipeError(f"Task {name} needs the option {parameter.name!r}.")
-    return factory(**options)
+    found = factory(**options)
+    if not isinstance(found, Task):
+        members = [m for m in vars(Task) if not m.startswith("_")]
+        lacking = ", ".join(m for m in members if not hasattr(found, m))
+        raise RecipeError(f"Task {name} can't be used: {type(found).__name__} lacks {lacking}.")
+    return found
 
 
 def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:

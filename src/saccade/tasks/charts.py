@@ -25,8 +25,14 @@ class Charts:
 
     def __init__(self, *, max_image_tokens: int = 16, factor: int = 28) -> None:
         """The budget of the picture that the model sees, in tokens of `factor` x `factor`
-        pixels.
+        pixels. Raises RecipeError where either is no number above 0.
         """
+        for option, value in (("max_image_tokens", max_image_tokens), ("factor", factor)):
+            if type(value) is not int or value < 1:
+                raise RecipeError(
+                    f"Option {option!r} of task charts must be a whole number of at least 1, "
+                    f"got {value!r}."
+                )
         self.rubric = Rubric(((answer, 1.0),))
         self.max_pixels = max_image_tokens * factor * factor
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from saccade.errors import ToolError
 from saccade.geometry import Box
 from saccade.images import ImageView
 from saccade.ink import print_box
@@ -21,8 +22,14 @@ def look(image: ImageView, box: Annotated[Box, "region to look at"]) -> ImageVie
     """Cut a region out of an image and trim it to the print in it.
 
     Rows and columns at the border without any dark, colourless pixel are cut off; a region without
-    print is returned whole. Raises ToolError where the region is impossible.
+    print, or whose print is a line too thin to be shown alone, is returned whole. Raises ToolError
+    where the region is impossible.
     """
     region = image.crop(box)
     inside = print_box(region.pixels)
-    return region if inside is None else region.crop(inside)
+    if inside is None:
+        return region
+    try:
+        return region.crop(inside)
+    except ToolError:  # the model chose the region, not the trim: it could not choose better
+        return region

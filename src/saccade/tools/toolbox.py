@@ -1,7 +1,8 @@
 """Runs the tool calls of one turn: checked, converted, in parallel, each under its own deadline.
 
-Invariant: one result for each call, in call order; new images get names that depend on that order
-alone and never on which call ended first. The model's mistakes (`ToolError`) come back as failed
+Invariant: one result for each call, in call order, and one more for all calls beyond `max_calls`;
+new images get names that depend on that order alone and never on which call ended first. The
+model's mistakes (`ToolError`) come back as failed
 results; what is our fault leaves as `ToolUnavailable` or `ToolCrashed`.
 Left out on purpose: worker processes that can be killed. In process a late call is abandoned, not
 stopped, and a tool that holds the interpreter's lock holds up the others.
@@ -140,13 +141,17 @@ class ToolBox:
     ) -> tuple[ToolResult, ...]:
         """Runs the calls of one turn side by side: one result for each, in the order of `calls`.
 
+        Calls beyond `max_calls` are not run: they come back as one failed result, which holds the
+        first of them and says how many they are, so that no turn makes its observation long.
+
         `images` are the episode's images by name, `frame` gives the frame in which the model writes
         about one of them. New images are put into the store and named img_K, K going on from
         `len(images)`. Raises ToolUnavailable (deadline, back end) or ToolCrashed; of several, the
         one of the earliest call, after all have ended.
         """
+        run, left_out = calls[: self.max_calls], calls[self.max_calls :]
         outcomes = await asyncio.gather(
-            *(self._call(i, call, images=images, frame=frame) for i, call in enumerate(calls)),
+            *(self._call(call, images=images, frame=frame) for call in run),
             return_exceptions=True,
         )
         finished = []
@@ -155,7 +160,7 @@ class ToolBox:
                 raise outcome
             finished.append(outcome)
         names = _new_names(images)
-        return tuple(
+        results = tuple(
             ToolResult(
                 call=call,
                 parts=tuple(
@@ -166,12 +171,19 @@ class ToolBox:
                 seconds=outcome.seconds,
                 named=outcome.named,
             )
-            for call, outcome in zip(calls, finished, strict=True)
+            for call, outcome in zip(run, finished, strict=True)
         )
+        if not left_out:
+            return results
+        were, them = ("1 was", "it") if len(left_out) == 1 else (f"{len(left_out)} were", "them")
+        sentence = (
+            f"Only the first {self.max_calls} calls of a turn are run; {were} left out: "
+            f"make {them} again in a later turn."
+        )
+        return (*results, ToolResult(left_out[0], (Text(sentence),), failed=True))
 
     async def _call(
         self,
-        index: int,
         call: ToolCall | BadCall,
         *,
         images: Mapping[str, ImageRef],
@@ -181,11 +193,6 @@ class ToolBox:
         named: tuple[BoxNamed, ...] = ()
         started = time.perf_counter()
         try:
-            if index >= self.max_calls:
-                raise ToolError(
-                    f"Only the first {self.max_calls} calls of a turn are run; "
-                    "make this call again in a later turn."
-                )
             if isinstance(call, BadCall):
                 raise ToolError(call.reason)
             tool = self._find(call.name)

@@ -1,0 +1,82 @@
+"""What a run began from: its folder is taken up only where that has not changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from saccade.assemble import check_same_start
+from saccade.config import Recipe, Stage, load_recipe
+from saccade.errors import RecipeError
+from saccade.run_folder import RunFolder
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> Recipe:
+    """A recipe whose model, reference, demonstrations and rows are small files."""
+    for name in ("start", "reference"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text(name)
+    (tmp_path / "d.jsonl").write_text("demonstrations")
+    (tmp_path / "rows.jsonl").write_text("rows")
+    overrides = (
+        f"model={tmp_path / 'start'}",
+        f"rl.reference={tmp_path / 'reference'}",
+        f"sft.demonstrations={tmp_path / 'd.jsonl'}",
+        "task.name=files",
+        f"task.path={tmp_path / 'rows.jsonl'}",
+    )
+    return load_recipe(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "stages"),
+    [
+        ("start/model.safetensors", "weights than .*start", {"sft", "rl", "eval"}),
+        ("reference/model.safetensors", "rl.reference than .*reference", {"rl"}),
+        ("d.jsonl", "sft.demonstrations than .*d.jsonl", {"sft"}),
+        ("rows.jsonl", "task.path than .*rows.jsonl", {"sft", "rl", "eval"}),
+    ],
+)
+def test_a_run_does_not_go_on_from_files_that_have_changed(
+    given: Recipe, tmp_path: Path, file: str, key: str, stages: set[Stage]
+) -> None:
+    every: tuple[Stage, ...] = ("sft", "rl", "eval")
+    for stage in every:
+        with RunFolder(tmp_path / f"run-{stage}") as folder:
+            check_same_start(folder, given, stage=stage)
+    (tmp_path / file).write_text("changed")
+    for stage in every:
+        with RunFolder(tmp_path / f"run-{stage}") as folder:
+            if stage not in stages:
+                check_same_start(folder, given, stage=stage)
+                continue
+            with pytest.raises(RecipeError, match=f"made from other {key}.* has now"):
+                check_same_start(folder, given, stage=stage)
+
+
+def test_a_model_behind_an_endpoint_has_no_weights_here_but_its_rows_count(
+    given: Recipe, tmp_path: Path
+) -> None:
+    served = load_recipe(
+        None, ["api={timeout_s: 1}", "model=far", "task.name=files", f"task.path={given.task.path}"]
+    )
+    with RunFolder(tmp_path / "run") as folder:
+        check_same_start(folder, served, stage="eval")
+        (tmp_path / "rows.jsonl").write_text("changed")
+        with pytest.raises(RecipeError, match=r"task\.path"):
+            check_same_start(folder, served, stage="eval")
+
+
+def test_a_folder_of_an_older_version_goes_on_and_is_guarded_from_then_on(
+    given: Recipe, tmp_path: Path
+) -> None:
+    """It holds the digest of the weights alone."""
+    with RunFolder(tmp_path / "run") as folder:
+        check_same_start(folder, given, stage="sft")
+        folder.write_json("start", {"sha256": folder.read_json("start")["sha256"]})
+        check_same_start(folder, given, stage="sft")
+        (tmp_path / "d.jsonl").write_text("changed")
+        with pytest.raises(RecipeError, match=r"sft\.demonstrations"):
+            check_same_start(folder, given, stage="sft")
