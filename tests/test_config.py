@@ -226,7 +226,7 @@ def test_a_section_that_may_be_left_out_is_set_key_by_key() -> None:
     made = load_recipe(None, ["api.timeout_s=1"]).api
     assert made is not None
     assert made.timeout_s == 1
-    with pytest.raises(RecipeError, match="Did you mean api.timeout_s?"):
+    with pytest.raises(RecipeError, match=r"Did you mean api\.timeout_s\?"):
         load_recipe(None, ["api.timeout=1"])
 
 
