@@ -60,7 +60,7 @@ def test_a_model_behind_an_endpoint_has_no_weights_here_but_its_rows_count(
     given: Recipe, tmp_path: Path
 ) -> None:
     served = load_recipe(
-        None, ["api={timeout_s: 1}", "model=far", "task.name=files", f"task.path={given.task.path}"]
+        None, ["api.timeout_s=1", "model=far", "task.name=files", f"task.path={given.task.path}"]
     )
     with RunFolder(tmp_path / "run") as folder:
         check_same_start(folder, served, stage="eval")

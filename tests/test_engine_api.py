@@ -87,6 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("retry-after-ms", "20")
+        if self.close_connection:  # said, or the client may send on a connection that is closing
+            self.send_header("Connection", "close")
         self.end_headers()
         self.wfile.write(data)
 
