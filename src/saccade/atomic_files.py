@@ -52,47 +52,47 @@ def _sentence(what: str, error: BaseException) -> str:
     return f"The disk refused {what} ({reason}): check it and run the same command again."
 
 
-class Writing:
+class _Told:
+    """A `with` block whose errors are told in a sentence about `what`."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and (sentence := self._sentence(error)) is not None:
+            raise StorageError(sentence) from error
+
+    def _sentence(self, error: BaseException) -> str | None:
+        raise NotImplementedError
+
+
+class Writing(_Told):
     """Turns what the file system refuses inside a `with` block into a StorageError.
 
     Libraries that write tensors wrap a full disk in errors of their own; their text gives it away.
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        wrapped = error is not None and "No space left on device" in str(error)
-        if isinstance(error, OSError) or (isinstance(error, Exception) and wrapped):
-            raise StorageError(_sentence(self.what, error)) from error
+    def _sentence(self, error: BaseException) -> str | None:
+        wrapped = isinstance(error, Exception) and "No space left on device" in str(error)
+        return _sentence(self.what, error) if isinstance(error, OSError) or wrapped else None
 
 
-class Reading:
+class Reading(_Told):
     """The same for reading."""
 
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if isinstance(error, OSError):
-            reason = os.strerror(error.errno or errno.EIO)
-            raise StorageError(f"{self.what} can't be read ({reason}): see its rights.") from error
+    def _sentence(self, error: BaseException) -> str | None:
+        if not isinstance(error, OSError):
+            return None
+        reason = os.strerror(error.errno or errno.EIO)
+        return f"{self.what} can't be read ({reason}): see its rights."
 
 
 # --- atomic files ---------------------------------------------------------------------------------
