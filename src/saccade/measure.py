@@ -40,10 +40,6 @@ __all__ = ["compare", "rows_of", "run"]
 METRICS: tuple[Metric, ...] = ("accuracy", "coverage", "calls")
 CHUNK = 100
 """Samples between two writes."""
-FAILURE_LIMIT = 0.01
-"""Share of our own failures, of all that was asked so far, above which the evaluation stops; below,
-they are shown.
-"""
 KEPT_EPISODES = 24
 """Whole episodes kept for the report."""
 
@@ -74,7 +70,7 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
             if len(done) < items:
                 store = ImageStore()
                 setup = answering(recipe, store=store, rubric=task.rubric)
-                setup = replace(setup, failures=Failures(FAILURE_LIMIT))
+                setup = replace(setup, failures=Failures())
                 for start in range(0, items, CHUNK):
                     count = min(CHUNK, items - start)
                     samples = task.load(config.split, store=store, start=start, count=count)

@@ -149,8 +149,8 @@ def run(recipe: Recipe) -> Path:
     square = SETTINGS.factor**2
     settings = replace(
         SETTINGS,
-        min_pixels=(recipe.min_image_tokens or SETTINGS.min_pixels // square) * square,
-        max_pixels=(recipe.max_image_tokens or SETTINGS.max_pixels // square) * square,
+        min_pixels=recipe.min_image_tokens * square,
+        max_pixels=recipe.max_image_tokens * square,
     )
     renderer = Qwen2VLRenderer(build_tokenizer(), settings)
     model = with_linear_patches(build_model(renderer.tokenizer, seed=recipe.seed))

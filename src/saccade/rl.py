@@ -118,7 +118,7 @@ async def _run(recipe: Recipe) -> Path:
         reference.model.requires_grad_(False)
     store = ImageStore()
     setup = setup_for(recipe, policy, store=store, rubric=rubric_of(config))
-    setup = replace(setup, failures=Failures(0.01))
+    setup = replace(setup, failures=Failures())
     task = task_of(recipe)
     optimizer = torch.optim.AdamW(
         trainable(policy.model, freeze_vision=config.freeze_vision),

@@ -84,7 +84,7 @@ class Limits:
 class Failures:
     """Episodes that ended by our doing, counted over all calls of `rollout` in a run."""
 
-    limit: float
+    limit: float = 0.01
     """Share of the run's episodes so far above which (and above two) it stops."""
     failed: int = 0
     of: int = 0

@@ -78,7 +78,7 @@ def task_named(name: str, options: Mapping[str, object]) -> Task:
         from saccade.tasks.files import Files
 
         return _build(Files, name, options)
-    if (factory := plugins.load("saccade.tasks", name)) is not None:
+    if (factory := plugins.load(GROUP, name)) is not None:
         return _build(factory, name, options)
     raise RecipeError(f"Unknown task {name!r}. {_hint(name, [*TASKS, *plugins.offered(GROUP)])}")
 
@@ -94,11 +94,12 @@ def stream(
     size = task.size(split)
     if size is None:
         return [(s, 0) for s in task.load(split, store=store, start=start, count=count)]
+    rounds = range(start // size, (start + count - 1) // size + 1)
+    orders = {past: np.random.default_rng([seed, past, 13]).permutation(size) for past in rounds}
     found = []
     for at in range(start, start + count):
         past, place = divmod(at, size)
-        order = np.random.default_rng([seed, past, 13]).permutation(size)
-        [sample] = task.load(split, store=store, start=int(order[place]), count=1)
+        [sample] = task.load(split, store=store, start=int(orders[past][place]), count=1)
         found.append((sample, past))
     return found
 
