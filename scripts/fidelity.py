@@ -17,10 +17,11 @@ import torch
 
 from saccade.assemble import Policy, image_features, load_policy, setup_for, task_of
 from saccade.cli import recipe_path
-from saccade.config import Recipe, load_recipe
+from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.image_store import ImageStore
 from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
+from saccade.recipe_files import load_recipe
 from saccade.rollout import Setup, rollout
 from saccade.tokens import batch, episode_tree, flatten
 from saccade.types import Episode

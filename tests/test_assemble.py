@@ -1,4 +1,6 @@
-"""What a run began from: its folder is taken up only where that has not changed."""
+"""From a recipe to the parts of a run; a folder is taken up only where what it began from is the
+same.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from saccade.assemble import check_same_start
-from saccade.config import Recipe, Stage, load_recipe
+from saccade.ask import ask
+from saccade.assemble import check_same_start, setup_for
+from saccade.config import Recipe
 from saccade.errors import RecipeError
+from saccade.image_store import ImageStore
+from saccade.recipe_files import Stage, load_recipe
 from saccade.run_folder import RunFolder
 
 
@@ -80,3 +85,34 @@ def test_a_folder_of_an_older_version_goes_on_and_is_guarded_from_then_on(
         (tmp_path / "d.jsonl").write_text("changed")
         with pytest.raises(RecipeError, match=r"sft\.demonstrations"):
             check_same_start(folder, given, stage="sft")
+
+
+# --- tools and what is shown of them --------------------------------------------------------------
+
+
+def served(*overrides: str) -> Recipe:
+    return load_recipe(None, ["api.timeout_s=1", "model=far", *overrides])
+
+
+@pytest.mark.parametrize("mode", ["image", "text", "none", "swapped", "black"])
+def test_every_mode_of_observation_leaves_the_tools_in_place(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    setup = setup_for(served(f"rollout.observation={mode}"), None, store=ImageStore())
+    assert setup.observation == mode
+    assert setup.toolbox is not None
+    assert [t.name for t in setup.toolbox.tools] == ["zoom", "crop", "terminate"]
+
+
+@pytest.mark.parametrize("change", ["tools=[]", "dialect=plain"])
+def test_without_tools_in_the_recipe_or_its_dialect_there_is_no_toolbox(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    assert setup_for(served(change), None, store=ImageStore()).toolbox is None
+
+
+def test_one_question_can_not_be_asked_with_swapped_pictures(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"rollout\.observation=image"):
+        ask(served("rollout.observation=swapped"), tmp_path / "a.png", "What?")

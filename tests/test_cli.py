@@ -25,15 +25,16 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from saccade.assemble import answering, data_file
-from saccade.bench import bench_engine
+from saccade.benches.engine import bench_engine
 from saccade.cli import app, recipe_path
-from saccade.config import Recipe, load_recipe
+from saccade.config import Recipe
 from saccade.dialects import dialect
 from saccade.engines.scripted import ScriptedEngine
 from saccade.image_store import ImageStore
 from saccade.images import root_view
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
 from saccade.picture_files import load_image
+from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import Setup
 from saccade.synth import read_demonstrations
@@ -47,13 +48,14 @@ TOP = (
     "sft",
     "rl",
     "eval",
+    "ladder",
     "rollout",
     "report",
     "score",
     "check",
     "synth",
 )
-COMMANDS = {*TOP, "tools list", "tools call", "bench engine"}
+COMMANDS = {*TOP, "tools list", "tools call", "bench engine", "bench rl"}
 CHINESE_ARABIC_EMOJI = "柱子 2 的值是多少？ ما قيمة العمود؟ 🙂👩‍🔬"
 
 
@@ -114,12 +116,21 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "tools": ["look"],
         "min_image_tokens": 2,
         "max_image_tokens": 8,
-        "rollout": {"max_turns": 2, "max_tokens_per_turn": 8, "max_context_tokens": 192},
+        "rollout": {"max_turns": 3, "max_tokens_per_turn": 8, "max_context_tokens": 256},
         "sft": {"demonstrations": str(folder / "d.jsonl"), "epochs": 1, "batch_size": 3},
         "rl": {"steps": 1, "prompts_per_step": 1, "group_size": 2, "eval_every": 0},
-        "eval": {"items": 4, "bootstrap": 50},
+        "eval": {"items": 4, "bootstrap": 100},
+        "ladder": {
+            "arms": {
+                "base": {"stage": "eval", "set": {"dialect": "plain", "tools": []}},
+                "sft": {"stage": "sft"},
+                "v-toolrl": {"stage": "rl", "start": "sft"},
+                "rl-no-tools": {"like": "v-toolrl", "set": {"tools": []}},
+                "rl-text": {"like": "v-toolrl", "set": {"rollout.observation": "text"}},
+            }
+        },
     }
-    (folder / "smoke.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "smoke.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
     item("test", 3).drawing.image.save(folder / "chart.png")
     row = {
         "image": "chart.png",
@@ -288,35 +299,46 @@ def demo(shelf: Path, *overrides: str) -> Result:
     return ok("demo", *overrides, "--recipe", shelf / "smoke.yaml", "--run", shelf / "demo")
 
 
+ARMS = ["base", "sft", "v-toolrl", "rl-no-tools"]
+
+
 def test_the_demo_trains_evaluates_asks_and_reports(shelf: Path, shown: Result) -> None:
     top = shelf / "demo"
-    results = json.loads((top / "results.json").read_text())
-    assert list(results["arms"]) == ["base", "sft", "rl", "rl-text"]
-    assert {arm["n"] for arm in results["arms"].values()} == {4}
-    pairs = {("sft", "base"), ("rl", "sft"), ("rl", "rl-text")}
-    assert {(p["a"], p["b"]) for p in results["pairs"]} == pairs
-    page = (top / "report.html").read_text(encoding="utf-8")
-    assert "Evaluated on 4 items: base, sft, rl, rl-text." in page
+    results = json.loads((top / "ladder.json").read_text())
+    assert list(results["arms"]) == ARMS  # the long ladder's other arm is not run
+    figures = results["splits"]["test"]
+    assert {arm["n"] for arm in figures["arms"].values()} == {4}
+    assert {(p["a"], p["b"]) for p in figures["pairs"]} == {
+        ("v-toolrl", other) for other in ARMS if other != "v-toolrl"
+    }
+    assert "rl-no-tools" in (top / "report.html").read_text(encoding="utf-8")
     for picture in ("question.png", "gaze.png"):
         assert load_image(top / picture).width > 100
     asked = item("test", first_look(), max_pixels=8 * 784).question
     assert shown.stdout.startswith(f"Question: {asked}\n")
     assert f"Report: {top / 'report.html'}" in shown.stdout
-    assert load_recipe(top / "eval-base" / "recipe.yaml").dialect == "plain"
-    assert load_recipe(top / "eval-rl" / "recipe.yaml").dialect == "pointing"
-    assert load_recipe(top / "eval-rl-text" / "recipe.yaml").rollout.observation == "text"
+    arms = top / "arms"
+    assert load_recipe(arms / "base/seed-0/test/recipe.yaml").dialect == "plain"
+    assert load_recipe(arms / "v-toolrl/seed-0/test/recipe.yaml").dialect == "pointing"
+    assert load_recipe(arms / "rl-no-tools/seed-0/test/recipe.yaml").tools == ()
 
 
 def first_look() -> int:
     return next((n for n in range(4) if item("test", n, max_pixels=8 * 784).stratum == "look"), 0)
 
 
+def trained(shelf: Path, arm: str) -> Path:
+    [found] = (shelf / "demo" / "arms" / arm / "seed-0").glob("rate-*")
+    return found
+
+
 def test_the_demo_does_nothing_twice(shelf: Path, shown: Result) -> None:
     def work() -> list[dict[str, tuple[int, int]]]:
-        patterns = ("*/model/*.safetensors", "*/*.jsonl", "*/checkpoints/*/state.pt")
+        patterns = ("**/model/*.safetensors", "**/*.jsonl", "**/checkpoints/*/state.pt")
         return [contents(shelf / "demo", p) for p in patterns]
 
     before = work()
+    assert all(before)
     again = demo(shelf)
     assert work() == before
     assert again.stdout == shown.stdout
@@ -324,45 +346,44 @@ def test_the_demo_does_nothing_twice(shelf: Path, shown: Result) -> None:
 
 def test_a_demo_that_was_killed_before_rl_goes_on_with_rl(shelf: Path, shown: Result) -> None:
     top = shelf / "demo"
-    cold = contents(top, "sft/model/*")
-    shutil.rmtree(top / "rl")
-    shutil.rmtree(top / "eval-rl")
-    shutil.rmtree(top / "eval-rl-text")
-    (top / "results.json").unlink()
+    cold = contents(top, "arms/sft/**/model/*")
+    assert cold
+    shutil.rmtree(top / "arms" / "v-toolrl")
+    (top / "ladder.json").unlink()
     demo(shelf)
-    assert contents(top, "sft/model/*") == cold
-    assert len(rows(top / "rl" / "metrics.jsonl")) == 1
-    assert json.loads((top / "results.json").read_text())["arms"]["rl"]["n"] == 4
+    assert contents(top, "arms/sft/**/model/*") == cold
+    assert len(rows(trained(shelf, "v-toolrl") / "metrics.jsonl")) == 1
+    figures = json.loads((top / "ladder.json").read_text())["splits"]["test"]["arms"]
+    assert figures["v-toolrl"]["n"] == 4
 
 
 def test_a_demo_that_was_killed_at_the_end_of_rl_saves_what_its_last_checkpoint_holds(
     shelf: Path, shown: Result
 ) -> None:
-    top = shelf / "demo"
-    trained = (top / "rl" / "model" / "model.safetensors").read_bytes()
-    kept = contents(top, "*/*.jsonl")
-    shutil.rmtree(top / "rl" / "model")
+    model = trained(shelf, "v-toolrl") / "model"
+    weights = (model / "model.safetensors").read_bytes()
+    kept = contents(shelf / "demo", "arms/**/*.jsonl")
+    shutil.rmtree(model)
     demo(shelf)
-    assert (top / "rl" / "model" / "model.safetensors").read_bytes() == trained
-    assert contents(top, "*/*.jsonl") == kept
+    assert (model / "model.safetensors").read_bytes() == weights
+    assert contents(shelf / "demo", "arms/**/*.jsonl") == kept
 
 
-def test_a_demo_with_fewer_items_shows_fewer(shelf: Path, shown: Result) -> None:
-    """It once took all rows of the longer evaluation before it."""
-    demo(shelf, "eval.items=3")
-    results = json.loads((shelf / "demo" / "results.json").read_text())
-    assert {arm["n"] for arm in results["arms"].values()} == {3}
+def test_a_demo_that_was_begun_is_not_changed(shelf: Path, shown: Result) -> None:
+    told = ("--recipe", shelf / "smoke.yaml", "--run", shelf / "demo")
+    assert "was begun with another recipe" in refused("demo", *told, "eval.items=3")
 
 
 def test_answers_of_other_weights_are_not_taken_for_those_of_a_model(
-    shelf: Path, tmp_path: Path
+    shelf: Path, tmp_path: Path, shown: Result
 ) -> None:
-    """A demo that trained on kept the evaluation of the model before: the path was the same."""
-    told = ("--recipe", shelf / "smoke.yaml", "--run", tmp_path / "d", "eval.items=1")
-    ok("demo", *told)
-    assert "eval-sft' was made from other weights" in refused("demo", *told, "sft.epochs=2")
-    shutil.rmtree(tmp_path / "d" / "eval-sft")
-    assert "rl' was made from other weights" in refused("demo", *told, "sft.epochs=2")
+    """An evaluation was once kept when its model was trained on: the path was the same."""
+    model = tmp_path / "model"
+    shutil.copytree(shelf / "base", model)
+    told = (shelf / "smoke.yaml", f"model={model}", "eval.items=1", "--run", tmp_path / "e")
+    ok("eval", *told)
+    shutil.copy(trained(shelf, "sft") / "model" / "model.safetensors", model)
+    assert "e' was made from other weights" in refused("eval", *told)
 
 
 # --- asking ---------------------------------------------------------------------------------------
@@ -498,7 +519,7 @@ def test_tools_call_takes_pixels_and_writes_the_picture_that_came_back(
 
 def test_bench_engine_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     small = partial(bench_engine, prompts=1, group=2, max_tokens=4)
-    monkeypatch.setattr("saccade.bench.bench_engine", small)
+    monkeypatch.setattr("saccade.benches.engine.bench_engine", small)
     found = json.loads(ok("bench", "engine", "--json").stdout)
     assert {"prefill_ratio", "image_ratio", "step_ratio"} <= found.keys()
     assert found["prefill_ratio"] <= 1.0
@@ -652,7 +673,7 @@ def test_each_recipe_that_is_shipped_loads_and_its_demonstrations_parse(name: st
         return
     found = read_demonstrations(data_file(recipe.sft.demonstrations))
     speaks = dialect(recipe.dialect, style=recipe.tool_style)
-    assert 0 < len(found) <= 500
+    assert 0 < len(found) <= 1200
     for demonstration in found:
         *looks, last = (speaks.parse(turn) for turn in demonstration.turns)
         assert last.answer is not None

@@ -13,9 +13,10 @@ from PIL import Image
 import saccade.engines.decoding.forward as forward_module
 import saccade.engines.decoding.rows as rows_module
 import saccade.engines.torch as engine_module
-from saccade.bench import bench_engine
+from saccade.benches.engine import bench_engine
 from saccade.engines import PolicyEngine, Sampling, TurnRequest
 from saccade.engines.decoding.draws import choose, seed_keys, uniforms
+from saccade.engines.decoding.rows import Slab
 from saccade.engines.torch import TorchEngine
 from saccade.errors import EngineError
 from saccade.geometry import Box
@@ -475,6 +476,50 @@ def test_a_slab_that_runs_out_of_columns_changes_nothing(
     for a, b in zip(roomy, tight, strict=True):
         assert ids_of(a) == ids_of(b)
         assert np.abs(logprobs_of(a) - logprobs_of(b)).max() < 1e-5
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(7, 8), (8192, 1), (3, 1)])
+def test_passes_and_blocks_of_any_size_prefill_the_same(
+    world: World, tokens: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = [world.request(i, g) for i in range(3) for g in range(3)]
+    before = world.play_all(world.engine(), requests)
+    monkeypatch.setattr(forward_module, "PREFILL_TOKENS", tokens)
+    monkeypatch.setattr(forward_module, "BLOCK_ROWS", rows)
+    engine = world.engine()
+    after = world.play_all(engine, requests)
+    assert (engine.stats.prefill_passes > 20) == (tokens < 10)  # also in the middle of a picture
+    for one, other in zip(before, after, strict=True):
+        assert ids_of(one) == ids_of(other)
+        np.testing.assert_allclose(logprobs_of(one), logprobs_of(other), atol=1e-5)
+
+
+@pytest.mark.parametrize("target", [0, 3, 4, 6, 20])
+def test_columns_of_a_slab_move_whole_over_themselves(world: World, target: int) -> None:
+    slab = Slab(
+        world.model.config.get_text_config(), dtype=torch.float32, device=torch.device("cpu")
+    )
+    slab.fit(3, 40, used_rows=0, source=slice(0, 0), target=0)
+    slab.data.copy_(torch.arange(slab.data.numel()).view_as(slab.data))
+    held, before = slab.data[:, :, :2, :, 4:34].clone(), slab.data
+    slab.fit(3, 40 if target < 10 else 60, used_rows=2, source=slice(4, 34), target=target)
+    assert torch.equal(slab.data[:, :, :2, :, target : target + 30], held)
+    assert (slab.data is before) == (target < 10)
+
+
+def test_new_weights_take_the_slab_over_and_nothing_that_is_in_it(world: World) -> None:
+    requests = [world.request(i, g) for i in range(2) for g in range(2)]
+    engine = world.engine()
+    first = world.play_all(engine, requests)
+    held = engine._rows.slab.data
+    with torch.inference_mode():
+        held.fill_(1e3)  # what other weights might have left
+    engine.load(engine.model, 1)
+    again = world.play_all(engine, requests)
+    assert engine._rows.slab.data.data_ptr() == held.data_ptr()
+    for one, other in zip(first, again, strict=True):
+        assert ids_of(one) == ids_of(other)
+        assert np.array_equal(logprobs_of(one), logprobs_of(other))
 
 
 def test_draws_are_uniform_and_depend_on_seed_and_index_alone() -> None:

@@ -156,6 +156,31 @@ def test_an_engine_without_ids_leaves_the_length_unknown_and_not_0():
     assert summarise([made]).completion_tokens is None
 
 
+def test_the_tokens_of_pictures_are_counted_in_the_whole_sequence_or_unknown():
+    shown = (
+        Segment("prompt", (1,), images=(PICTURE,)),
+        Segment("observation", (2,), images=(PICTURE,)),
+    )
+    seen = replace(episode(), segments=shown)
+    made = row_of(seen, RUBRIC, tokens_of=lambda image: image.width)
+    assert made.image_tokens == 2 * PICTURE.width
+    assert row_of(episode(), RUBRIC, tokens_of=lambda image: 1).image_tokens == 0
+    unknown = [
+        row_of(replace(episode(), segments=()), RUBRIC, tokens_of=lambda image: 1),
+        row_of(seen, RUBRIC),
+    ]
+    assert [r.image_tokens for r in unknown] == [None, None]
+    assert summarise([unknown[0]]).image_tokens is None
+    both = [made, replace(unknown[0], id="t"), replace(made, id="u", image_tokens=0)]
+    assert summarise(both).image_tokens == PICTURE.width
+
+
+def test_a_row_from_before_pictures_were_counted_is_read():
+    old = row_of(episode(), RUBRIC).to_json()
+    del old["image_tokens"]
+    assert SampleRow.from_json(old).image_tokens is None
+
+
 def test_an_episode_that_still_runs_has_no_row():
     with pytest.raises(ValueError, match="has not ended"):
         row_of(replace(episode(), stop=None), RUBRIC)
@@ -382,7 +407,7 @@ def test_results_have_the_agreed_form_and_are_json():
     assert set(made) == {"arms", "pairs"}
     assert set(made["arms"]["rl"]) == {
         *("n", "accuracy", "accuracy_scored", "lenient", "kinds", "calls", "calls_by_tool"),
-        "completion_tokens",
+        *("completion_tokens", "image_tokens"),
         *("coverage", "tightness", "unscored", "extraction_failed", "truncated", "seconds"),
     }
     assert made["arms"]["rl"]["coverage"] == {"all": [0.5, 0.5, 0.5], "look": [0.5, 0.5, 0.5]}

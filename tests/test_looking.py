@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from saccade.assemble import data_file, load_policy, setup_for, task_of
-from saccade.config import load_recipe
 from saccade.engines import Engine, Sampling, TurnRequest
 from saccade.image_store import ImageStore
+from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import rollout
 from saccade.types import Sample, Turn
 from saccade.worlds.lessons import box_text, label_region
 
-ITEMS = 150
+ITEMS = 200
 
 
 @dataclass
@@ -61,7 +61,7 @@ def accuracy_when(looked: str) -> np.ndarray:
     # two turns: what is shown first must do, or the model looks again and gets it right
     changes = ["model=saccade-tiny", "threads=1", "rollout.max_turns=2"]
     if looked == "no tools":
-        changes.append("rollout.observation=none")
+        changes.append("tools=[]")
     recipe = load_recipe(data_file(Path("charts-tiny.yaml")), changes)
     store, policy = ImageStore(), load_policy(recipe)
     task = task_of(recipe)

@@ -618,25 +618,6 @@ def test_engines_with_and_without_ids_see_the_same_conversation(world: World) ->
             assert ours == theirs
 
 
-def test_in_text_mode_the_model_is_told_of_pictures_and_shown_none(world: World) -> None:
-    for ids in (True, False):
-        episode = world.play(act("part"), say("42"), observation="text", ids=ids)
-        assert "img_1: a picture of 224 x 168 pixels." in episode.messages[3].text
-        assert episode.messages[3].images == ()
-        assert list(episode.images) == ["img_0"]
-        assert len(episode.messages[1].images) == 1  # the question keeps its picture
-
-
-def test_in_text_mode_what_was_not_shown_is_not_seen_and_the_box_asked_for_is_named(
-    world: World,
-) -> None:
-    for ids in (True, False):
-        lines = act("crop", box=LOOK), act("part"), say("42")
-        episode = world.play(*lines, observation="text", ids=ids)
-        assert not any(r.failed for r in episode.results)
-        assert [(r.how, r.turn) for r in episode.gaze] == [("named", 0)]
-
-
 def test_a_call_that_failed_is_no_look_wherever_it_failed(world: World) -> None:
     """A box that the tool itself refused, and so never showed, once covered the evidence."""
     strip = act("crop", box=[0, 500, 1000, 503])

@@ -32,7 +32,8 @@ from saccade.synth import (
 from saccade.synth_charts import QUALITIES, demonstrate, demonstrations
 from saccade.tasks.charts import Charts
 from saccade.tools import ToolBox, builtin_tools
-from saccade.types import Episode, StopReason, ToolCall
+from saccade.types import Answer, Episode, Parsed, StopReason, ToolCall
+from saccade.worlds.chart_data import Mark
 from saccade.worlds.charts import ChartItem, item
 from saccade.worlds.lessons import label_region
 
@@ -226,9 +227,19 @@ def test_every_demonstration_replays_to_a_right_answer() -> None:
         assert len(episode.turns) == len(demonstration.turns)
 
 
-def by_stratum(stratum: str, count: int) -> list[ChartItem]:
+def by_stratum(stratum: str, count: int, *kinds: str) -> list[ChartItem]:
     found = (item("train", k) for k in range(1000))
-    return list(islice((i for i in found if i.stratum == stratum), count))
+    wanted = (i for i in found if i.stratum == stratum and (not kinds or i.kind in kinds))
+    return list(islice(wanted, count))
+
+
+def looked_at(chart: ChartItem) -> list[Mark]:
+    """The marks whose labels a demonstration looks at, in their order."""
+    if chart.kind == "count":
+        return []
+    if chart.kind == "two_step":
+        return [*chart.spec.title_marks, chart.asked[-1]]
+    return list(chart.asked)
 
 
 def boxes(chart: ChartItem, quality: str, seed: int = 0) -> list[list[int]]:
@@ -239,14 +250,49 @@ def boxes(chart: ChartItem, quality: str, seed: int = 0) -> list[list[int]]:
 
 
 def test_who_looks_is_decided_by_need_and_quality() -> None:
-    for chart in by_stratum("look", 6):
+    for chart in by_stratum("look", 25):
         for quality in ("good", "sloppy", "needless"):
-            assert len(boxes(chart, quality)) == len(chart.names)
+            assert len(boxes(chart, quality)) == len(looked_at(chart)) > 0
         assert boxes(chart, "no_look") == []
-    for chart in by_stratum("easy", 6):
+    for chart in by_stratum("easy", 25):
         for quality in ("good", "sloppy", "no_look"):
             assert boxes(chart, quality) == []
-        assert len(boxes(chart, "needless")) == len(chart.names)
+        assert len(boxes(chart, "needless")) == len(looked_at(chart))
+
+
+def test_nothing_printed_would_tell_a_number_of_marks() -> None:
+    for chart in by_stratum("easy", 3, "count"):
+        for quality in QUALITIES:
+            turns = demonstrate(chart, quality, np.random.default_rng(0))
+            assert turns == [Parsed(answer=Answer(chart.answer))]
+
+
+def test_two_steps_read_all_titles_first_and_then_one_label() -> None:
+    for chart in by_stratum("look", 8, "two_step"):
+        title, mark = chart.asked
+        titles, place = chart.spec.titles, title.part + 1
+        first, second, last = demonstrate(chart, "good", np.random.default_rng(0))
+        panels = [f"panel {k + 1}" for k in range(len(titles))]
+        assert first.thought.split("\n") == panels
+        assert len(first.calls) == len(titles)
+        own = chart.spec.called(mark).removeprefix(f"panel {place} ")
+        assert second.thought == f"{', '.join(titles)}: panel {place} {own}"
+        assert len(second.calls) == 1
+        assert (first.answer, second.answer, last) == (
+            None,
+            None,
+            Parsed(answer=Answer(chart.answer)),
+        )
+
+
+def test_a_demonstration_works_from_what_it_read_and_says_nothing_that_it_only_saw() -> None:
+    for chart in by_stratum("look", 6, "difference"):
+        *_, last = demonstrate(chart, "good", np.random.default_rng(0))
+        a, b = (chart.spec.printed(m) for m in chart.asked)
+        assert last.thought == f"{a}, {b}"
+    for chart in by_stratum("easy", 12, "comparison", "extremum"):
+        *_, last = demonstrate(chart, "good", np.random.default_rng(0))
+        assert bool(last.thought) != chart.by_sight
 
 
 def test_a_good_look_holds_the_label_and_a_sloppy_one_often_misses_it() -> None:
@@ -256,8 +302,8 @@ def test_a_good_look_holds_the_label_and_a_sloppy_one_often_misses_it() -> None:
         shares = []
         for chart in charts:
             frame = Frame.thousand(*chart.drawing.image.size)
-            for name, box in zip(chart.names, boxes(chart, quality, seed), strict=True):
-                label = chart.drawing.labels[name]
+            for mark, box in zip(looked_at(chart), boxes(chart, quality, seed), strict=True):
+                label = chart.drawing.labels[mark]
                 common = frame.decode_box(box).intersection(label)
                 shares.append(common.area / label.area if common else 0.0)
         return shares
@@ -293,12 +339,12 @@ def test_every_look_is_a_box_of_at_least_three_grains_in_the_frame() -> None:
 
 
 def test_a_label_in_a_corner_still_gets_a_whole_box() -> None:
-    chart = by_stratum("look", 1)[0]
+    [chart] = by_stratum("look", 1, "value")
     width, height = chart.drawing.image.size
-    name = chart.names[0]
+    [mark] = chart.asked
     for corner in (Box(0, 0, 3, 3), Box(width - 3, height - 3, width, height)):
         moved = replace(
-            chart, drawing=replace(chart.drawing, labels={**chart.drawing.labels, name: corner})
+            chart, drawing=replace(chart.drawing, labels={**chart.drawing.labels, mark: corner})
         )
         x0, y0, x1, y1 = boxes(moved, "good")[0]
         shown = Frame.thousand(width, height).decode_box((x0, y0, x1, y1))

@@ -23,7 +23,7 @@ from saccade.models.qwen2vl import (
 )
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
-from saccade.tokens import Batch, Flat, Tree, batch, episode_tree, flatten, tokenize
+from saccade.tokens import Batch, Flat, Tree, batch, episode_tree, flatten, pack, tokenize
 from saccade.types import (
     Episode,
     ImageShown,
@@ -337,3 +337,53 @@ def test_tokenizing_only_adds_segments(world: World) -> None:
     assert again.segments[: len(start.segments)] == start.segments
     asked = tokenize(replace(episode, messages=episode.messages[:2]), RENDERER)
     assert asked.segments == again.segments[:1]
+
+
+# --- packs ----------------------------------------------------------------------------------------
+
+
+def test_a_pack_holds_every_token_that_is_needed_once_and_no_padding(world: World) -> None:
+    flats = [flat_of(*[world.episode(r, g, turns=1 + g) for g in range(2 + r)]) for r in range(2)]
+    packed = pack(flats)
+    assert sum(s.stop - s.start for s in packed.spans) == len(packed.ids)
+    # the last token of each episode predicts nothing
+    assert len(packed.ids) == sum(len(f.ids) for f in flats) - 5
+    assert len(packed.target) == sum(f.trained.sum() for f in flats)
+    assert packed.images == (*flats[0].images, *flats[1].images)
+    assert len(packed.pads) == sum((f.ids == f.pad_id).sum() for f in flats)
+    assert (packed.ids[packed.pads] == RENDERER.pad_id).all()
+    trunks = [s for s in packed.spans if s.trunk_start == s.trunk_stop]
+    assert [len(f.ids[f.owner == 0]) for f in flats] == [s.stop - s.start for s in trunks]
+
+
+def test_tokens_of_a_pack_see_what_they_see_in_their_own_tree(world: World) -> None:
+    flats = [flat_of(*[world.episode(r, g) for g in range(2)]) for r in range(2)]
+    packed = pack(flats)
+    for number, flat in enumerate(flats):
+        chosen = packed.tree == number
+        at = np.flatnonzero(flat.trained)
+        assert packed.target[chosen].tolist() == flat.ids[at].tolist()
+        for last, before in zip(packed.source[chosen].tolist(), flat.previous[at], strict=True):
+            token = int(packed.read[last])
+            [span] = [s for s in packed.spans if s.start <= token < s.stop]
+            seen = [*range(span.trunk_start, span.trunk_stop), *range(span.start, token + 1)]
+            own = own_sequence(flat, int(before))
+            assert packed.ids[seen].tolist() == flat.ids[own].tolist()
+            assert torch.equal(packed.positions[:, seen], torch.from_numpy(flat.positions[:, own]))
+
+
+def test_a_branch_that_ends_with_a_picture_is_not_cut(world: World) -> None:
+    whole = world.episode(0, 1, turns=2)
+    ends = replace(whole, segments=whole.segments[:-1])
+    packed = pack([flat_of(whole, ends)])
+    assert len(packed.pads) == sum(RENDERER.image_tokens(i) for i in packed.images)
+    last = packed.spans[-1]
+    assert (
+        packed.ids[last.stop - 1] == RENDERER.pad_id
+    )  # what follows the picture is read by nobody
+
+
+def test_a_pack_without_a_trained_token_is_refused(world: World) -> None:
+    episode = world.episode(0, 0)
+    with pytest.raises(ValueError, match=r"None of the .* tokens of 1 trees is trained"):
+        pack([flatten(Tree(episode.segments[:1], ()), RENDERER)])

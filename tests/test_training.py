@@ -15,13 +15,14 @@ from PIL import Image
 
 from saccade import measure, pretrain, rl, sft
 from saccade.assemble import load_policy
-from saccade.config import Recipe, load_recipe
+from saccade.config import Recipe
 from saccade.dialects import dialect
 from saccade.engines import TurnRequest
 from saccade.errors import EngineError, SaccadeError, StorageError
 from saccade.losses import PolicyLoss
 from saccade.models.checkpoint import load_state
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
+from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import answer, per_turn, reward
 from saccade.rollout import Setup
@@ -73,7 +74,7 @@ def recipe(model: Path, *overrides: str, run: Path) -> Recipe:
         "tools=[look]",
         "min_image_tokens=2",
         "max_image_tokens=16",
-        "rollout.max_turns=2",
+        "rollout.max_turns=3",
         "rollout.max_tokens_per_turn=32",
         "rollout.max_context_tokens=256",
         "rl.prompts_per_step=2",

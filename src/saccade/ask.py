@@ -8,6 +8,7 @@ from pathlib import Path
 from saccade.assemble import answering
 from saccade.config import Recipe
 from saccade.engines import Sampling
+from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.images import root_view
 from saccade.picture_files import load_image
@@ -27,8 +28,14 @@ TINY_KNOWS = (
 def ask(recipe: Recipe, image: Path, question: str) -> tuple[Episode, ImageStore]:
     """The episode of one question, greedy, and the store that holds its pictures.
 
-    Raises ImageError for a picture that can't be read safely.
+    Raises ImageError for a picture that can't be read safely, RecipeError for a recipe that shows
+    another picture's views.
     """
+    if recipe.rollout.observation == "swapped":
+        raise RecipeError(
+            "One question has no other picture to show, so rollout.observation can't be swapped "
+            "here: set rollout.observation=image."
+        )
     store = ImageStore()
     root = store.add(root_view(load_image(image)))
     sample = Sample(id=f"ask/{root.key[:12]}", question=question, images=(root,), answer="")

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from saccade.atomic_files import Reading
-from saccade.config import Recipe, Stage, recipe_hash
+from saccade.config import Recipe
 from saccade.dialects import dialect
 from saccade.engines import Engine
 from saccade.engines.torch import TorchEngine
@@ -26,6 +26,7 @@ from saccade.errors import RecipeError
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
 from saccade.models.qwen2vl import encode_images, load_model
+from saccade.recipe_files import Stage, recipe_hash
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import Rubric
 from saccade.rollout import Limits, Setup
@@ -42,6 +43,7 @@ __all__ = [
     "data_file",
     "device_of",
     "image_features",
+    "lineage_hash",
     "load_policy",
     "made_by",
     "model_folder",
@@ -121,11 +123,25 @@ def made_by(recipe: Recipe, *, stage: Stage, start: str | None) -> dict[str, obj
     """Where weights come from, as stored beside them: hash of the recipe for that stage, its seed,
     and the same of the model it started from.
     """
-    before = None
-    if start is not None and (told := model_folder(start) / "saccade.json").is_file():
-        before = json.loads(told.read_text(encoding="utf-8"))
+    before = None if start is None else _lineage(start)
     digest = recipe_hash(recipe, stage=stage)
     return {"stage": stage, "recipe": digest, "seed": recipe.seed, "from": before}
+
+
+def lineage_hash(recipe: Recipe) -> str | None:
+    """sha256 of where the recipe's model comes from, as canonical JSON; None where nobody stored
+    that beside it, or it is behind an endpoint.
+    """
+    told = None if recipe.api else _lineage(recipe.model)
+    if told is None:
+        return None
+    canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
+
+
+def _lineage(model: str) -> object:
+    told = model_folder(model) / "saccade.json"
+    return json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
 
 
 def data_file(path: Path) -> Path:
@@ -184,9 +200,8 @@ def setup_for(
             max_batch=recipe.rollout.concurrency,
             barrier=recipe.deterministic,
         )
-    observation = recipe.rollout.observation
     toolbox = None
-    if observation != "none" and recipe.dialect != "plain":
+    if recipe.tools and recipe.dialect != "plain":
         toolbox = ToolBox(
             tools_named(recipe.tools), store=store, deadline_s=recipe.rollout.tool_deadline_s
         )
@@ -202,7 +217,8 @@ def setup_for(
             recipe.rollout.max_tokens_per_turn,
             recipe.rollout.max_context_tokens,
         ),
-        observation="text" if observation == "text" else "image",
+        observation=recipe.rollout.observation,
+        pictures=recipe.rollout.pictures,
         rubric=rubric,
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -74,7 +74,7 @@ def demo(
     recipe: Annotated[str, typer.Option(help="Recipe of the demo.")] = "charts-tiny",
     run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
 ) -> None:
-    """Base, cold start, V-ToolRL: train on this machine, evaluate each, write the report."""
+    """A small ladder on this machine: base, cold start, RL with and without looking; the report."""
     from saccade import demo as stages
 
     made = _recipe(recipe, overrides, run=run)
@@ -82,8 +82,7 @@ def demo(
     episode, gaze = stages.ask_one(made)
     _print_episode(episode)
     typer.echo(f"Gaze: {gaze}")
-    _print_results(results)
-    typer.echo(f"Report: {run / 'report.html'}")
+    _print_ladder(run, results)
 
 
 @app.command()
@@ -172,6 +171,23 @@ def evaluate(
 
 
 @app.command()
+def ladder(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/ladder"),
+    as_json: AsJson = False,
+) -> None:
+    """Train and measure all arms of a recipe, with controls; goes on where it was stopped."""
+    from saccade import ladder as rungs
+
+    results = rungs.run(_recipe(recipe, overrides, run=run))
+    if as_json:
+        typer.echo(json.dumps(results))
+    else:
+        _print_ladder(run, results)
+
+
+@app.command()
 def rollout(
     recipe: RecipeArgument,
     overrides: Overrides = None,
@@ -194,9 +210,11 @@ def rollout(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Write report.html of a run."""
+    from saccade.ladder_report import write_ladder_report
     from saccade.report import write_report
 
-    typer.echo(write_report(run))
+    is_ladder = (run / "ladder.json").is_file()
+    typer.echo(write_ladder_report(run) if is_ladder else write_report(run))
 
 
 @app.command()
@@ -305,15 +323,51 @@ def tools_call(
 @bench_app.command("engine")
 def bench_engine(as_json: AsJson = False) -> None:
     """Work of the torch engine over the least work that would do."""
-    from saccade.bench import bench_engine as bench
+    from saccade.benches.engine import bench_engine as bench
 
     found = bench(show=not as_json)
     if as_json:
         typer.echo(json.dumps(found))
 
 
+@bench_app.command("rl")
+def bench_rl(
+    against: Annotated[Literal["trl", "none"], typer.Option(help="Compared with.")] = "trl",
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are measured.")] = 5,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before them.")] = 2,
+    prompts: Annotated[int, typer.Option(min=1, help="Prompts of a step.")] = 16,
+    group: Annotated[int, typer.Option(min=2, help="Episodes of each prompt.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of torch.")] = 1,
+    tool_style: Annotated[
+        Literal["schema", "signature", "silent"], typer.Option(help="How prompts tell of tools.")
+    ] = "schema",
+    image_tokens: Annotated[int, typer.Option(min=4, help="Budget of a picture.")] = 256,
+    freeze_vision: Annotated[bool, typer.Option(help="Train no vision tower.")] = False,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Episodes in a pass of TRL.")] = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Whole steps of RL: ours, TRL's, and the matrix products that no step can do without."""
+    from saccade.benches.rl import bench_rl as bench
+
+    found = bench(
+        against,
+        steps=steps,
+        warmup=warmup,
+        prompts=prompts,
+        group=group,
+        threads=threads,
+        tool_style=tool_style,
+        image_tokens=image_tokens,
+        freeze_vision=freeze_vision,
+        micro_batch=micro_batch,
+        show=not as_json,
+    )
+    if as_json:
+        typer.echo(json.dumps(found))
+
+
 def _recipe(name: str, overrides: list[str] | None, *, run: Path | None = None) -> Recipe:
-    from saccade.config import load_recipe
+    from saccade.recipe_files import load_recipe
 
     recipe = load_recipe(recipe_path(name), overrides or [])
     return recipe if run is None else recipe.model_copy(update={"run": run})
@@ -347,6 +401,16 @@ def _built_in() -> dict[str, Path]:
 
     folder = Path(str(resources.files("saccade.recipes")))
     return {path.stem: path for path in folder.glob("*.yaml")}
+
+
+def _print_ladder(run: Path, results: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from saccade.ladder_report import format_ladder, write_ladder_report
+
+    page = write_ladder_report(run)
+    Console().print(format_ladder(results))
+    typer.echo(f"Report: {page}")
 
 
 def _print_results(results: dict[str, Any]) -> None:

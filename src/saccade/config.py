@@ -1,51 +1,39 @@
-"""Recipes: everything that a run depends on, in one checked file.
+"""What a recipe holds: every key with its type, its range and its help.
 
-Invariant: a `Recipe` that exists can be run as far as its own values say; unknown keys, values out
-of range and keys that stand twice are refused with a sentence for each. Flags and YAML share the
-names (`rl.group_size=8`). Paths are relative to the working directory.
+Invariant: a `Recipe` that exists can be run as far as its own values say. Paths are relative to the
+working directory.
 
-Left out on purpose: Python paths in YAML, environment variables, and checks of a task's own
-options, which the task makes itself.
+Left out on purpose: files and flags (`saccade.recipe_files`), Python paths, environment variables,
+and checks of a task's own options, which the task makes itself.
 """
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
-
-from saccade.errors import RecipeError
 
 __all__ = [
     "ApiConfig",
+    "ArmConfig",
     "EvalConfig",
+    "LadderConfig",
     "PretrainConfig",
     "Recipe",
     "RlConfig",
     "RolloutConfig",
+    "Section",
     "SftConfig",
-    "Stage",
     "TaskConfig",
-    "check_same_run",
-    "dump_recipe",
-    "load_recipe",
-    "recipe_hash",
 ]
 
 Positive = Annotated[int, Field(ge=1)]
@@ -54,7 +42,9 @@ Rate = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A part of a recipe: nothing but its own keys, and no value changes after it was made."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
@@ -71,7 +61,7 @@ class _Section(BaseModel):
         return value
 
 
-class TaskConfig(_Section):
+class TaskConfig(Section):
     """What is asked."""
 
     name: str = "charts"
@@ -90,7 +80,7 @@ class TaskConfig(_Section):
         return self
 
 
-class RolloutConfig(_Section):
+class RolloutConfig(Section):
     """How episodes are made, in synthesis, RL and evaluation alike."""
 
     max_turns: Positive = 4
@@ -107,8 +97,13 @@ class RolloutConfig(_Section):
     """Episodes under way at the same time."""
     tool_deadline_s: Rate = 10.0
     """Seconds that one tool call may take."""
-    observation: Literal["image", "text", "none"] = "image"
-    """Shown of a tool's picture: the picture, a sentence in its place, or no tools at all."""
+    observation: Literal["image", "text", "none", "swapped", "black"] = "image"
+    """Shown of what a tool returns: its pictures; a sentence with their name, size and place; only
+    that it was done; what the same call returns on another sample's pictures; or black pictures.
+    """
+
+    pictures: Literal["shown", "hidden"] = "shown"
+    """`hidden`: the question without its pictures, for what can be answered blindly."""
 
     @model_validator(mode="after")
     def _a_turn_fits_the_context(self) -> RolloutConfig:
@@ -120,11 +115,13 @@ class RolloutConfig(_Section):
         return self
 
 
-class SftConfig(_Section):
+class SftConfig(Section):
     """Cold start on demonstrations."""
 
     demonstrations: Path = Path("demonstrations.jsonl")
     """JSONL file of what a model should have said: `sample`, `turns` and `quality` in each line."""
+    count: Positive | None = None
+    """Demonstrations to train on, drawn from the file by the seed; null: all of them."""
     epochs: Positive = 10
     """Passes over the demonstrations."""
     batch_size: Positive = 16
@@ -143,7 +140,7 @@ class SftConfig(_Section):
     """Optimiser steps between checkpoints."""
 
 
-class RlConfig(_Section):
+class RlConfig(Section):
     """V-ToolRL: group-relative policy optimisation on multi-turn episodes."""
 
     steps: Positive = 200
@@ -190,7 +187,7 @@ class RlConfig(_Section):
     """Validation samples for each of these evaluations."""
 
 
-class PretrainConfig(_Section):
+class PretrainConfig(Section):
     """Base training of a tiny model on captions, boxes and plain questions; nothing of tools."""
 
     steps: Positive = 6000
@@ -220,7 +217,7 @@ class PretrainConfig(_Section):
         return self
 
 
-class ApiConfig(_Section):
+class ApiConfig(Section):
     """A model behind an OpenAI-compatible endpoint; the key is read from OPENAI_API_KEY."""
 
     base_url: str = "http://127.0.0.1:8000/v1"
@@ -237,7 +234,7 @@ class ApiConfig(_Section):
     """After errors that may pass."""
 
 
-class EvalConfig(_Section):
+class EvalConfig(Section):
     """How a model is measured."""
 
     split: str = "test"
@@ -250,7 +247,90 @@ class EvalConfig(_Section):
     """Resamples for the 95% intervals."""
 
 
-class Recipe(_Section):
+class ArmConfig(Section):
+    """An arm of a ladder: a model that is trained or only asked, in a way that differs from its
+    neighbour's by as little as can be.
+    """
+
+    like: str | None = None
+    """The neighbour whose settings it has unless it says otherwise; null: the recipe's own."""
+    stage: Literal["eval", "sft", "rl", "score"] | None = None
+    """How its model is made: asked as it is, fine-tuned, trained by rewards; `score`: episodes that
+    were made elsewhere."""
+    start: str | None = None
+    """The arm whose model it starts from, at the same seed; null: the recipe's model."""
+    data: Literal["demonstrations", "answers", "kept"] | None = None
+    """What `sft` learns from: the recipe's demonstrations, the right answers to the questions that
+    `rl` sees, or right rollouts of `start` on these questions."""
+    set: dict[str, JsonValue] = {}
+    """Keys of the recipe with their values in this arm, like `rollout.observation: text`."""
+    episodes: Path | None = None
+    """JSONL file of episodes, for `score`; `{split}` stands for the split."""
+
+
+class LadderConfig(Section):
+    """Arms that are trained and measured together, and how their figures are compared."""
+
+    arms: dict[str, ArmConfig] = {}
+    """By name, in the order in which they are told; an arm stands behind those that it names."""
+    only: tuple[str, ...] = ()
+    """Arms to run, with those that they start from; empty: all."""
+    tested: str = "v-toolrl"
+    """The arm that the others are compared with."""
+    reference: str = "rl-no-tools"
+    """The arm that gain and harm are counted against."""
+    steps: tuple[tuple[str, str], ...] = ()
+    """Further pairs of arms whose difference is told, as [above, below]."""
+    seeds: tuple[Whole, ...] = (0, 1, 2)
+    """Each decides which demonstrations are drawn, their order and all rollouts."""
+    splits: tuple[str, ...] = ("test",)
+    """Splits that all arms are measured on; intervals cover seeds and charts."""
+    intervals: Literal["resampling", "student"] = "resampling"
+    """Of seeds: drawn again with replacement, or Student's t of their means, which is wider and
+    honest for few seeds that differ much."""
+    sft_rates: tuple[Rate, ...] = ()
+    """Learning rates that every arm with stage sft tries at the first seed; the best one on
+    `validation` is taken for all seeds. Empty: that of the recipe."""
+    rl_rates: tuple[Rate, ...] = ()
+    """The same for every arm with stage rl."""
+    validation: str = "validation"
+    """Split that rates are chosen on."""
+    validation_items: Positive = 200
+    """Samples of it."""
+    rollouts_kept: Positive = 4
+    """Rollouts for each question where arms learn from right rollouts; at most one is kept."""
+    jobs: Positive = 1
+    """Runs at the same time, each in a process of its own with `threads` threads."""
+
+    @model_validator(mode="after")
+    def _arms_are_known(self) -> LadderConfig:
+        known: list[str] = []
+        for name, arm in self.arms.items():
+            for key, other in (("like", arm.like), ("start", arm.start)):
+                if other is not None and other not in known:
+                    raise ValueError(
+                        f"ladder.arms.{name}.{key} must name an arm above it "
+                        f"({', '.join(known) or 'there is none'}), got {other}"
+                    )
+            known.append(name)
+        for key in ("tested", "reference"):
+            if self.arms and key in self.model_fields_set and getattr(self, key) not in known:
+                raise ValueError(
+                    f"ladder.{key} must be one of {', '.join(known)}, got {getattr(self, key)}"
+                )
+        compared = [name for pair in self.steps for name in pair]
+        for key, names in (("only", self.only), ("steps", compared)):
+            for other in names:
+                if other not in known:
+                    raise ValueError(
+                        f"ladder.{key} must name arms ({', '.join(known)}), got {other}"
+                    )
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"ladder.seeds must be different numbers, got {list(self.seeds)}")
+        return self
+
+
+class Recipe(Section):
     """One run, in full."""
 
     run: Path | None = None
@@ -269,7 +349,8 @@ class Recipe(_Section):
     """How the prompt describes tools: JSON schemas, one short line for each, or not at all, for a
     model that knows them from its demonstrations."""
     tools: tuple[str, ...] = ("zoom", "crop")
-    """Tools that the model may call, by name; the answer action is always there."""
+    """Tools that the model may call, by name; the answer action comes with them. []: no tools at
+    all, and the model is told of none."""
     min_image_tokens: Positive = 4
     """Smaller pictures are enlarged to this many tokens."""
     max_image_tokens: Positive = 64
@@ -280,6 +361,7 @@ class Recipe(_Section):
     sft: SftConfig = SftConfig()
     rl: RlConfig = RlConfig()
     eval: EvalConfig = EvalConfig()
+    ladder: LadderConfig = LadderConfig()
     api: ApiConfig | None = None
     """Where `model` is asked instead of being loaded: for `eval`, `rollout` and `ask`."""
 
@@ -304,266 +386,3 @@ class Recipe(_Section):
                 f"got {self.rollout.max_context_tokens}: raise it or lower max_image_tokens"
             )
         return self
-
-
-# --- reading and writing --------------------------------------------------------------------------
-
-
-def load_recipe(path: Path | None, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a YAML file (None: all defaults) with `rl.group_size=8` overrides on top.
-
-    Values of overrides are read as YAML; the last one wins. Raises RecipeError with one sentence
-    for each thing that is wrong.
-    """
-    data = {} if path is None else _read(path)
-    for override in overrides:
-        _override(data, override)
-    # a section whose keys are all commented out is an empty one
-    sections = [name for name in _SECTIONS if name in data and data[name] is None]
-    for name in sections:
-        del data[name]
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        sentences = dict.fromkeys(_sentence(detail) for detail in error.errors())
-        raise RecipeError("\n".join(sentences)) from None
-
-
-def dump_recipe(recipe: Recipe) -> str:
-    """The whole recipe as YAML, defaults included; `load_recipe` reads back an equal one."""
-    data = recipe.model_dump(mode="json")
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-
-
-Stage = Literal["pretrain", "sft", "rl", "eval"]
-_MAY_CHANGE: dict[Stage, frozenset[str]] = {
-    "pretrain": frozenset({"steps", "decay_steps", "checkpoint_every", "max_minutes"}),
-    "sft": frozenset({"epochs", "checkpoint_every"}),
-    "rl": frozenset({"steps", "checkpoint_every", "eval_every", "eval_items"}),
-    "eval": frozenset({"items", "bootstrap"}),
-}
-"""Keys of a stage's own section with which a run in the same folder may go on."""
-
-
-def recipe_hash(recipe: Recipe, *, stage: Stage) -> str:
-    """sha256 of what a stage depends on, as canonical JSON: its own section and all common keys,
-    but neither the place of the run nor the number of threads.
-    """
-    data = recipe.model_dump(mode="json", exclude=_not_of(stage))
-    canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode("ascii")).hexdigest()
-
-
-def _not_of(stage: Stage) -> set[str]:
-    """Keys of a recipe that say nothing about a stage."""
-    return {"run", "threads", *_MAY_CHANGE} - {stage}
-
-
-def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
-    """Raises RecipeError where a run folder holds another recipe's run: its rows and weights would
-    be taken for this one's. Sections of other stages do not count, nor does `run`; `threads` count
-    under `deterministic`, since sums over more threads are added in another order.
-    """
-    if stored is None:
-        return
-    before, now = _stored(stored, recipe), recipe.model_dump(mode="json")
-    ordered = {"threads"} if recipe.deterministic else set()
-    for key in sorted(now.keys() - _not_of(stage) | ordered):
-        old, new = before.get(key), now[key]
-        if key == stage and isinstance(old, dict | None):
-            kept = sorted(new.keys() - _MAY_CHANGE[stage])
-            old, new = {k: (old or {}).get(k) for k in kept}, {k: new[k] for k in kept}
-            changed = next((k for k in kept if old[k] != new[k]), None)
-            if changed is not None:
-                key, old, new = f"{stage}.{changed}", old[changed], new[changed]
-        if old != new:
-            raise RecipeError(
-                f"The run folder {str(recipe.run)!r} holds a run with {key}: {_short(old)}, now it "
-                f"is {_short(new)}; choose another folder with --run, or delete that one."
-            )
-
-
-def _stored(text: str, recipe: Recipe) -> dict[str, Any]:
-    """The recipe in a run folder, which someone may have damaged."""
-    try:
-        data = yaml.load(text, _Loader)
-        problem = f"it is {_short(data)}"
-    except (yaml.YAMLError, ValueError) as error:
-        data = None
-        problem = _problem(error) if isinstance(error, yaml.YAMLError) else str(error)
-    except RecursionError:
-        data, problem = None, "it is nested too deeply"
-    if not isinstance(data, dict):
-        raise RecipeError(
-            f"recipe.yaml in the run folder {str(recipe.run)!r} is no recipe ({problem}); choose "
-            "another folder with --run, or delete that one."
-        )
-    return data
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without dates; a key that stands twice is an error, where YAML lets the last one win."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [
-            (tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"
-        ]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                line = key.start_mark.line + 1
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value} stands twice, again in line {line}"
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """YAML whose odd strings survive: unquoted, PyYAML loses line breaks such as U+0085."""
-
-    def represent_str(self, data: str) -> yaml.ScalarNode:
-        style = None if data.isprintable() else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
-
-
-_Dumper.add_representer(str, _Dumper.represent_str)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise RecipeError(f"There is no recipe {path}; give the path of a YAML file.") from None
-    except OSError as error:
-        raise RecipeError(f"Recipe {path} can't be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise RecipeError(f"Recipe {path} is not UTF-8 text; save it as such.") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"Recipe {path} is not valid YAML: {_problem(error)}.") from None
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise RecipeError(f"Recipe {path} must hold `key: value` lines, got {_short(data)}.")
-    return data
-
-
-def _problem(error: yaml.YAMLError) -> str:
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem is None:
-        return " ".join(str(error).split())
-    mark = error.problem_mark
-    return error.problem if mark is None else f"{error.problem} in line {mark.line + 1}"
-
-
-def _override(data: dict[str, Any], override: str) -> None:
-    """Put `rl.group_size=8` into the nested mapping."""
-    name, equals, text = override.partition("=")
-    name = name.strip()
-    keys = name.split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"An override looks like rl.group_size=8, got {override!r}.")
-    if name in _SECTIONS:
-        raise RecipeError(f"{name} is a section; set one of its keys, as in {_example(name)}.")
-    try:
-        value = yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        value = text
-    for depth, key in enumerate(keys[:-1], 1):
-        data.setdefault(key, {})
-        if data[key] is None:
-            data[key] = {}
-        if ".".join(keys[:depth]) in _LEAVES or not isinstance(data[key], dict):
-            raise RecipeError(_unknown(name))
-        data = data[key]
-    data[keys[-1]] = value
-
-
-def _sections() -> dict[str, type[_Section]]:
-    found: dict[str, type[_Section]] = {}
-    for name, field in Recipe.model_fields.items():
-        for kind in (field.annotation, *get_args(field.annotation)):  # api may be left out
-            if isinstance(kind, type) and issubclass(kind, _Section):
-                found[name] = kind
-    return found
-
-
-_SECTIONS = _sections()
-_KEYS = [n for n in Recipe.model_fields if n not in _SECTIONS] + [
-    f"{name}.{key}" for name, kind in _SECTIONS.items() for key in kind.model_fields
-]
-_LEAVES = frozenset(_KEYS) - {"task.options"}
-
-
-def _example(section: str) -> str:
-    key, field = next(iter(_SECTIONS[section].model_fields.items()))
-    return f"{section}.{key}={field.default}"
-
-
-# --- sentences ------------------------------------------------------------------------------------
-
-
-def _unknown(name: str) -> str:
-    """`Unknown key rl.goup_size. Did you mean rl.group_size?`"""
-    section, _, leaf = name.rpartition(".")
-    elsewhere = [key for key in _KEYS if key.rpartition(".")[2] == leaf]
-    if section in _SECTIONS:
-        keys = list(_SECTIONS[section].model_fields)
-        near = [f"{section}.{key}" for key in difflib.get_close_matches(leaf, keys, n=1)]
-        near = near or elsewhere
-        hint = f"Section {section} has {', '.join(keys)}."
-    else:
-        near = elsewhere or difflib.get_close_matches(name, [*_KEYS, *_SECTIONS], n=1, cutoff=0.7)
-        hint = f"There are {', '.join(Recipe.model_fields)}."
-    return f"Unknown key {name}. " + (f"Did you mean {' or '.join(near)}?" if near else hint)
-
-
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "bool": "true or false",
-    "string": "text (in quotes if it looks like a number)",
-    "path": "a path",
-    "tuple": "a list",
-    "dict": "a section of `key: value` lines",
-    "model": "a section of `key: value` lines",
-}
-
-
-def _sentence(detail: ErrorDetails) -> str:
-    name = ".".join(str(part) for part in detail["loc"])
-    kind, context, got = detail["type"], detail.get("ctx", {}), _short(detail["input"])
-    if kind in ("extra_forbidden", "invalid_key"):
-        return _unknown(name)
-    if kind == "value_error":
-        problem = str(context["error"])
-        is_about_several = not name or name in _SECTIONS
-        return f"{problem}." if is_about_several else f"{name} {problem}, got {got}."
-    if kind == "literal_error":
-        return f"{name} must be one of {context['expected']}, got {got}.{_nearest(detail)}"
-    bounds = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    for bound, words in bounds.items():
-        if bound in context:
-            return f"{name} must be {words} {context[bound]:g}, got {got}."
-    wanted = _KINDS.get(kind.partition("_")[0])
-    return (
-        f"{name} must be {wanted}, got {got}." if wanted else f"{name}: {detail['msg']}, got {got}."
-    )
-
-
-def _nearest(detail: ErrorDetails) -> str:
-    options = detail.get("ctx", {})["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-    near = difflib.get_close_matches(str(detail["input"]).lower(), options, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
-
-
-def _short(value: object) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

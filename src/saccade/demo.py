@@ -1,72 +1,66 @@
-"""The whole path on a laptop: base, cold start, V-ToolRL, each evaluated on the same items, and a
-report.
+"""The whole path on a laptop: a small ladder with one seed, a question answered by the trained
+model, and a report.
 
-Invariant: every stage is an ordinary run in a folder of its own under one run folder; what is done
-is not done again, and nothing that was made from other weights is passed off as made from these.
+Invariant: a demo is an ordinary ladder of fewer arms; what is done is not done again.
 """
 
 from __future__ import annotations
 
-import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from saccade import measure, rl, sft
+from saccade import ladder
 from saccade.ask import ask
-from saccade.assemble import made_by, task_of
+from saccade.assemble import task_of
 from saccade.atomic_files import Writing
-from saccade.config import Recipe, Stage
+from saccade.config import Recipe
 from saccade.image_store import ImageStore
-from saccade.report import write_report
-from saccade.run_folder import RunFolder
+from saccade.recipe_files import changed
 from saccade.types import Episode, Sample
 from saccade.view import gaze_picture
 
-__all__ = ["ARMS", "ask_one", "run"]
+__all__ = ["ask_one", "run", "small"]
 
-ARMS = ("base", "sft", "rl", "rl-text")
-"""`rl-text` is the model of `rl`, told the size of what it looked at and shown no pixels of it:
-what it loses, looking gave.
-"""
-PAIRS = (("sft", "base"), ("rl", "sft"), ("rl", "rl-text"))
+ARMS = ("base", "sft", "rl-no-tools", "v-toolrl", "v-toolrl-black")
+ITEMS = 500
 PIECE = 10
 """Items drawn at a time in the search for one that needs a look."""
 
 
-def run(recipe: Recipe) -> dict[str, Any]:
-    """Train and evaluate all arms of the recipe in its run folder; returns the content of
-    `results.json`.
+def small(recipe: Recipe) -> Recipe:
+    """The recipe with a ladder for a coffee break: the arms that tell most, one seed, the rates of
+    the recipe.
     """
-    top = recipe.run or Path("runs/demo")
-    models = {"base": recipe.model}
-    _evaluate(recipe, top, "base", recipe.model)
-    models["sft"] = str(_stage(top / "sft", "sft", recipe))
-    _evaluate(recipe, top, "sft", models["sft"])
-    start = recipe.model_copy(update={"model": models["sft"]})
-    models["rl"] = str(_stage(top / "rl", "rl", start))
-    _evaluate(recipe, top, "rl", models["rl"])
-    _evaluate(recipe, top, "rl-text", models["rl"])
-    rows = {}
-    for arm in ARMS:
-        with RunFolder(top / f"eval-{arm}") as folder:
-            rows[arm] = measure.rows_of(folder, items=recipe.eval.items)
-    results = measure.compare(rows, PAIRS, bootstrap=recipe.eval.bootstrap)
-    with RunFolder(top) as folder:
-        folder.write_json("results.json", results)
-    write_report(top)
-    return results
+    known = [arm for arm in ARMS if arm in recipe.ladder.arms]
+    settings: dict[str, Any] = {
+        "run": str(recipe.run or "runs/demo"),
+        "eval.items": min(ITEMS, recipe.eval.items),
+        "ladder.only": known,
+        "ladder.seeds": [recipe.seed],
+        "ladder.splits": [recipe.eval.split],
+        "ladder.sft_rates": [],
+        "ladder.rl_rates": [],
+    }
+    return changed(recipe, settings)
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Train and measure the arms of the small ladder; returns the content of `ladder.json`."""
+    return ladder.run(small(recipe))
 
 
 def ask_one(recipe: Recipe) -> tuple[Episode, Path]:
     """The trained model's answer to the first test item that needs a look, and its gaze, drawn."""
-    top = recipe.run or Path("runs/demo")
+    recipe = small(recipe)
+    top = recipe.run
+    assert top is not None
     store = ImageStore()
     sample = _needs_look(recipe, store)
     picture, gaze = top / "question.png", top / "gaze.png"
     with Writing(picture.name):
         store.view(sample.images[0]).pixels.save(picture)
-    trained = recipe.model_copy(update={"model": str(top / "rl" / "model")})
+    trained = changed(recipe, {"model": ladder.trained_model(recipe, recipe.ladder.tested)})
     episode, asked = ask(trained, picture, sample.question)
     drawn = gaze_picture(episode, asked)
     with Writing(gaze.name):
@@ -86,24 +80,3 @@ def _needs_look(recipe: Recipe, store: ImageStore) -> Sample:
     )
     first = next(found)
     return next((s for s in chain([first], found) if s.stratum == "look"), first)
-
-
-def _stage(folder: Path, stage: Stage, recipe: Recipe) -> Path:
-    """The stage's model, trained now or before by the same recipe."""
-    model = folder / "model"
-    told = model / "saccade.json"
-    if told.is_file() and json.loads(told.read_text()) == made_by(
-        recipe, stage=stage, start=recipe.model
-    ):
-        return model
-    return (sft.run if stage == "sft" else rl.run)(recipe.model_copy(update={"run": folder}))
-
-
-def _evaluate(recipe: Recipe, top: Path, arm: str, model: str) -> None:
-    """The base knows no tools: it is asked plainly, without them."""
-    changes: dict[str, object] = {"run": top / f"eval-{arm}", "model": model}
-    if arm == "base":
-        changes["dialect"] = "plain"
-    if arm == "rl-text":
-        changes["rollout"] = recipe.rollout.model_copy(update={"observation": "text"})
-    measure.run(recipe.model_copy(update=changes), arm=arm)

@@ -27,6 +27,7 @@ _PACKAGES = (
     "safetensors",
     "accelerate",
     "peft",
+    "trl",
 )
 
 

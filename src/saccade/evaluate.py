@@ -25,12 +25,15 @@ from saccade.errors import DataError
 from saccade.rewards import Rubric
 from saccade.rewards.answers import judged, lenient, strict
 from saccade.tasks import CLUSTER
-from saccade.types import Episode, Outcome, StopReason
+from saccade.types import Episode, ImageRef, Outcome, StopReason
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 __all__ = [
+    "ALL",
+    "MAX_UNSCORED",
+    "VALUES",
     "Comparison",
     "Interval",
     "Metric",
@@ -90,6 +93,14 @@ class SampleRow:
     coverage: float | None
     tightness: float | None
     seconds: float
+    image_tokens: int | None = None
+    """Of all pictures in the sequence, the question's included; None from engines without ids, and
+    in rows from before it was counted.
+    """
+    gold: str = ""
+    """The right answer."""
+    choices: int | None = None
+    """Answers that a guess would draw from, where the task says it."""
 
     def __post_init__(self) -> None:
         if self.stratum == ALL:
@@ -129,8 +140,13 @@ def _row_adapter() -> TypeAdapter[SampleRow]:
     return TypeAdapter(SampleRow)
 
 
-def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
-    """The row of a finished episode. Raises ValueError where it has not ended."""
+def row_of(
+    episode: Episode, rubric: Rubric, *, tokens_of: Callable[[ImageRef], int] | None = None
+) -> SampleRow:
+    """The row of a finished episode; `tokens_of` says what a picture costs in the sequence.
+
+    Raises ValueError where it has not ended.
+    """
     if episode.stop is None:
         raise ValueError(f"Episode of sample {episode.sample.id!r} has not ended.")
     sample = episode.sample
@@ -140,12 +156,16 @@ def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
     scored = not is_ours and (reward is not None or episode.stop is not StopReason.ANSWERED)
     answer = judged(sample.answer, episode.answer)
     gaze = None if is_ours else overlap(sample.evidence, episode.gaze)
+    image_tokens = None
+    if episode.segments and tokens_of is not None:
+        image_tokens = sum(tokens_of(i) for s in episode.segments for i in s.images)
+    told = dict(sample.meta)
     return SampleRow(
         id=sample.id,
         rollout=episode.rollout_index,
         kind=sample.kind,
         stratum=sample.stratum,
-        cluster=dict(sample.meta).get(CLUSTER, sample.id),
+        cluster=told.get(CLUSTER, sample.id),
         answer=answer,
         strict=(answer is not None and strict(sample.answer, answer)) if scored else None,
         lenient=(answer is not None and lenient(sample.answer, answer)) if scored else None,
@@ -157,6 +177,9 @@ def row_of(episode: Episode, rubric: Rubric) -> SampleRow:
         coverage=gaze.coverage if gaze else None,
         tightness=gaze.tightness if gaze else None,
         seconds=episode.seconds,
+        image_tokens=image_tokens,
+        gold=sample.answer,
+        choices=int(told["choices"]) if told.get("choices", "").isdecimal() else None,
     )
 
 
@@ -194,6 +217,8 @@ class Summary:
     truncated: int
     seconds: float
     """Mean over episodes; those that ran side by side overlap."""
+    image_tokens: float | None = None
+    """For each episode of which it is known; None without any."""
 
     def to_json(self) -> dict[str, Any]:
         """An arm of `results.json`: intervals as [estimate, low, high]."""
@@ -206,6 +231,7 @@ class Summary:
             "calls": self.calls,
             "calls_by_tool": self.calls_by_tool,
             "completion_tokens": self.completion_tokens,
+            "image_tokens": self.image_tokens,
             "coverage": _lists(self.coverage),
             "tightness": _lists(self.tightness),
             "unscored": self.unscored,
@@ -233,15 +259,16 @@ def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int =
 
     def by_stratum(metric: Metric, among: Sequence[SampleRow] = rows) -> dict[str, Interval]:
         named = {name: _of(among, name) for name in _strata(among)}
-        found = {s: _interval(r, _VALUES[metric], bootstrap, seed) for s, r in named.items()}
+        found = {s: _interval(r, VALUES[metric], bootstrap, seed) for s, r in named.items()}
         return {name: interval for name, interval in found.items() if interval}
 
     kinds = {k: [r for r in rows if r.kind == k] for k in sorted({r.kind for r in rows} - {""})}
-    by_kind = {k: _interval(r, _VALUES["accuracy"], bootstrap, seed) for k, r in kinds.items()}
+    by_kind = {k: _interval(r, VALUES["accuracy"], bootstrap, seed) for k, r in kinds.items()}
     tools: Counter[str] = Counter()
     for row in rows:
         tools.update(row.calls)
     tokens = [r.completion_tokens for r in rows if r.completion_tokens is not None]
+    pictures = [r.image_tokens for r in rows if r.image_tokens is not None]
     failures = Counter(row.failure for row in rows)
     return Summary(
         n=len(rows),
@@ -258,10 +285,11 @@ def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int =
         extraction_failed=failures["extraction_failed"],
         truncated=failures["truncated"],
         seconds=sum(r.seconds for r in rows) / len(rows),
+        image_tokens=sum(pictures) / len(pictures) if pictures else None,
     )
 
 
-_VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
+VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "accuracy": lambda row: float(row.strict or False),
     "lenient": lambda row: float(row.lenient or False),
     "coverage": lambda row: row.coverage,
@@ -369,7 +397,7 @@ def paired(
     more than 1% of either run (whole or in the stratum) is unscored, or fewer than two clusters are
     shared. Raises ValueError where an episode stands twice.
     """
-    value = _VALUES[metric]
+    value = VALUES[metric]
     means: list[dict[str, tuple[str, float]]] = []
     for name, rows in zip(names, (rows_a, rows_b), strict=True):
         _refuse_twice(rows)
@@ -438,8 +466,10 @@ def format_table(results: Mapping[str, Any]) -> Table:
     line("all without unscored", (_cell(arm["accuracy_scored"].get(ALL)) for arm in arms.values()))
     for key in ("lenient", "coverage", "tightness"):
         by_stratum(key)
-    for key, digits in (("calls", 2), ("completion_tokens", 1), ("seconds", 2)):
-        line(f"{key.replace('_', ' ')} each", (_number(arm[key], digits) for arm in arms.values()))
+    each = (("calls", 2), ("completion_tokens", 1), ("image_tokens", 1), ("seconds", 2))
+    for key, digits in each:
+        cells = (_number(arm.get(key), digits) for arm in arms.values())
+        line(f"{key.replace('_', ' ')} each", cells)
     for key in ("extraction_failed", "truncated", "unscored"):
         line(key.replace("_", " "), (str(arm[key]) for arm in arms.values()))
     pairs = [_line(pair) for pair in results["pairs"]]

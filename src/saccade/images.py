@@ -95,8 +95,13 @@ def _beside(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> I
     return image
 
 
+def _black(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
+    return Image.new("RGB", parents[0].size)
+
+
 OPERATIONS: dict[str, Operation] = {
     "beside": Operation(1, _beside),
+    "black": Operation(1, _black),
     "crop": Operation(1, _crop),
     "draw_line": Operation(1, _draw_line),
     "resize": Operation(1, _resize),
@@ -292,6 +297,10 @@ class ImageView:
             "y1": y1,
         }
         return _derive("draw_line", arguments, (self,), self.width, self.height, (Affine(),))
+
+    def black(self) -> ImageView:
+        """A black picture of the same size and place: what is shown where looking is tested."""
+        return _derive("black", {}, (self,), self.width, self.height, (Affine(),))
 
 
 def _show(box: Box) -> str:

@@ -20,10 +20,13 @@ NEUTRAL = 48
 
 def print_box(image: Image.Image) -> Box | None:
     """The smallest box of whole pixels around all print of an RGB picture; None without print."""
-    pixels = np.asarray(image, dtype=np.int16)  # (height, width, 3)
-    brightest, spread = pixels.max(axis=-1), np.ptp(pixels, axis=-1)
-    is_print = (brightest <= DARK) & (spread <= NEUTRAL)
-    if not is_print.any():
+    red, green, blue = np.moveaxis(np.asarray(image), -1, 0)  # (height, width) uint8 each
+    # channel by channel: a reduction over an axis of three is twenty times slower
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
+    is_print = (brightest <= DARK) & (brightest - darkest <= NEUTRAL)
+    rows = np.flatnonzero(is_print.any(1))
+    if not len(rows):
         return None
-    rows, columns = np.flatnonzero(is_print.any(1)), np.flatnonzero(is_print.any(0))
+    columns = np.flatnonzero(is_print.any(0))
     return Box(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))

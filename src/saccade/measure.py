@@ -2,7 +2,8 @@
 
 Invariant: each sample is asked once, and again where the episode ended by our own failure; a
 killed evaluation goes on with the samples that have no row. The rows hold what every figure is
-made of, so that they can be scored again without asking again.
+made of, so that they can be scored again without asking again. `ledger.jsonl` has a line for each
+time that items of the split were read, also by an evaluation that was killed.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from saccade.assemble import answering, check_same_start, task_of
-from saccade.config import Recipe, check_same_run, dump_recipe
+from saccade.assemble import answering, check_same_start, lineage_hash, task_of
+from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
 from saccade.errors import DataError
@@ -29,7 +31,9 @@ from saccade.evaluate import (
     summarise,
 )
 from saccade.image_store import ImageStore
+from saccade.observing import partner_of
 from saccade.progress import Bar, progress
+from saccade.recipe_files import check_same_run, dump_recipe, recipe_hash
 from saccade.rollout import Failures, Setup, rollout
 from saccade.run_folder import RunFolder
 from saccade.tasks import Task
@@ -71,20 +75,69 @@ async def _run(recipe: Recipe, *, arm: str) -> Summary:
                 store = ImageStore()
                 setup = answering(recipe, store=store, rubric=task.rubric)
                 setup = replace(setup, failures=Failures())
+                _note_reading(folder, recipe, arm=arm, items=items)
                 for start in range(0, items, CHUNK):
                     count = min(CHUNK, items - start)
                     samples = task.load(config.split, store=store, start=start, count=count)
-                    missing = {n: s for n, s in enumerate(samples, start) if s.id not in done}
-                    await _ask(missing, setup, recipe, folder, task, arm=arm, bar=bar)
-                    store.forget(i for s in samples for i in s.images)
+                    loaded = dict(enumerate(samples, start))
+                    missing = {n: s for n, s in loaded.items() if s.id not in done}
+                    partners: Sequence[Sample] = ()
+                    if setup.observation == "swapped":
+                        partners = [
+                            _partner(number, loaded, task, recipe, store=store, items=items)
+                            for number in missing
+                        ]
+                    await _ask(missing, partners, setup, recipe, folder, task, arm=arm, bar=bar)
+                    store.forget(i for s in loaded.values() for i in s.images)
         rows = rows_of(folder, items=items)
         summary = summarise(rows, bootstrap=config.bootstrap, seed=recipe.seed)
         folder.write_json("results.json", results_json({arm: summary}, ()))
     return summary
 
 
+def _note_reading(folder: RunFolder, recipe: Recipe, *, arm: str, items: int) -> None:
+    """A line in the ledger for the items that are about to be asked."""
+    known = {row["number"] for row in folder.read("rows")}
+    numbers = [number for number in range(items) if number not in known]
+    folder.append(
+        "ledger",
+        {
+            "when": datetime.now(UTC).isoformat(timespec="seconds"),
+            "split": recipe.eval.split,
+            "items": len(numbers),
+            "first": numbers[0],
+            "arm": arm,
+            "recipe": recipe_hash(recipe, stage="eval"),
+            "model": lineage_hash(recipe),
+        },
+    )
+
+
+def _partner(
+    number: int,
+    loaded: dict[int, Sample],
+    task: Task,
+    recipe: Recipe,
+    *,
+    store: ImageStore,
+    items: int,
+) -> Sample:
+    """The next item with other pictures, from the first again after the last: a function of the
+    item's number and of how many there are. What had to be loaded for it is put into `loaded`.
+    """
+
+    def at(place: int) -> Sample:
+        if place not in loaded:
+            [loaded[place]] = task.load(recipe.eval.split, store=store, start=place, count=1)
+        return loaded[place]
+
+    later = ((number + step) % items for step in range(1, items))
+    return partner_of(loaded[number], (at(place) for place in later))
+
+
 async def _ask(
     missing: Mapping[int, Sample],
+    partners: Sequence[Sample],
     setup: Setup,
     recipe: Recipe,
     folder: RunFolder,
@@ -106,6 +159,7 @@ async def _ask(
         await rollout(
             list(missing.values()),
             setup,
+            partners=partners,
             sampling=Sampling(recipe.eval.temperature, recipe.rollout.max_tokens_per_turn),
             seed=recipe.seed,
             concurrency=recipe.rollout.concurrency,
@@ -119,7 +173,8 @@ async def _ask(
             if number < KEPT_EPISODES:
                 setup.store.save(episode.images.values(), folder.path)
                 folder.append("episodes", {"arm": arm, **episode_to_json(episode)})
-            row = row_of(episode, task.rubric).to_json()
+            tokens_of = setup.renderer.image_tokens if setup.renderer else None
+            row = row_of(episode, task.rubric, tokens_of=tokens_of).to_json()
             folder.append("rows", {"number": number, **row})  # last: its sample is done
 
 

@@ -24,12 +24,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from saccade.assemble import made_by, prepare
-from saccade.config import PretrainConfig, Recipe, check_same_run, dump_recipe
+from saccade.config import PretrainConfig, Recipe
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
 from saccade.progress import progress
+from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.run_folder import RunFolder
 from saccade.tokens import Batch, Flat, Tree, batch, flatten

@@ -28,7 +28,24 @@ from saccade.image_store import ImageStore
 from saccade.run_folder import RunFolder
 from saccade.view import episode_html, html_templates
 
-__all__ = ["write_report"]
+__all__ = [
+    "STROKES",
+    "Cell",
+    "Curve",
+    "Line",
+    "Points",
+    "Row",
+    "RunFacts",
+    "Table",
+    "curve_svg",
+    "interval_of",
+    "number_of",
+    "run_facts",
+    "share_cell",
+    "signed",
+    "smoothed",
+    "write_report",
+]
 
 MAX_UNSCORED = 0.01
 """Share of unscored episodes above which an arm is not compared."""
@@ -43,7 +60,8 @@ _CURVES = {
     "informative": ("Informative groups", "share of groups whose rollouts differ"),
     "loss": ("Loss", ""),
 }
-_STROKES = 8
+STROKES = 8
+"""Colours of lines that can be told apart."""
 _MANY_POINTS = 40
 _MOST_POINTS = 400
 _ORDER = ("pretrain", "base", "sft", "rl", "rl-text", "eval")
@@ -61,7 +79,7 @@ def write_report(run: Path, *, episodes: int = 12) -> Path:
     results = _results(folders)
     curves = _curves(folders)
     chosen = _chosen(run, folders, episodes)
-    runs = [told for name, folder in folders if (told := _run_facts(name, folder))]
+    runs = [told for name, folder in folders if (told := run_facts(name, folder))]
     sections = [
         *([("results", "Results")] if results else []),
         *([("curves", "Learning curves")] if curves.drawn else []),
@@ -134,22 +152,29 @@ def _lead(folders: _Folders, results: Mapping[str, Any] | None) -> str:
 # --- results --------------------------------------------------------------------------------------
 
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
     text: str
     """Empty where there is no figure."""
     interval: str = ""
     range: tuple[float, float, float] | None = None
     """Estimate and ends on a rail of 96 px."""
+    note: str = ""
+    """What stands below in small letters."""
+    mood: str = ""
+    """`good` or `bad` gives the figure a colour."""
 
 
-class _Row(NamedTuple):
+class Row(NamedTuple):
     name: str
-    cells: tuple[_Cell, ...]
+    cells: tuple[Cell, ...]
+    note: str = ""
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     heads: tuple[str, ...]
-    rows: tuple[_Row, ...]
+    rows: tuple[Row, ...]
+    first: str = "arm"
+    """Head of the names."""
 
 
 class _Pair(NamedTuple):
@@ -196,7 +221,7 @@ _CONDUCT = {
 }
 
 
-def _tables(results: Mapping[str, Any]) -> tuple[_Table, ...]:
+def _tables(results: Mapping[str, Any]) -> tuple[Table, ...]:
     """What the arms reached, in shares with intervals, and how they went about it, in counts."""
     arms: dict[str, dict[str, Any]] = results["arms"]
     shares = [
@@ -206,16 +231,16 @@ def _tables(results: Mapping[str, Any]) -> tuple[_Table, ...]:
     ]
     heads = (_SHARES[key] + (f", {s}" if s != "all" else "") for key, s in shares)
     reached = (
-        _Row(name, tuple(_share(arm.get(key), stratum) for key, stratum in shares))
+        Row(name, tuple(_share(arm.get(key), stratum) for key, stratum in shares))
         for name, arm in arms.items()
     )
     conduct = (
-        _Row(name, tuple(_Cell(_plain(arm.get(key))) for key in _CONDUCT))
+        Row(name, tuple(Cell(_plain(arm.get(key))) for key in _CONDUCT))
         for name, arm in arms.items()
     )
     return (
-        _Table(tuple(heads), tuple(reached)),
-        _Table(tuple(_CONDUCT.values()), tuple(conduct)),
+        Table(tuple(heads), tuple(reached)),
+        Table(tuple(_CONDUCT.values()), tuple(conduct)),
     )
 
 
@@ -225,37 +250,47 @@ def _strata(value: Any) -> list[str]:
     return ["all"] if isinstance(value, list) else []
 
 
-def _share(value: Any, stratum: str) -> _Cell:
+def _share(value: Any, stratum: str) -> Cell:
     """A share with its interval; without strata it is that of all items."""
     if isinstance(value, dict):
         value = value.get(stratum)
     elif stratum != "all":
         value = None
-    estimate, low, high = _interval(value)
+    return share_cell(value)
+
+
+def share_cell(value: Any, *, note: str = "") -> Cell:
+    """[estimate, low, high], shares, in per cent; empty where there is none."""
+    estimate, low, high = interval_of(value)
     if estimate is None:
-        return _Cell("")
+        return Cell("", note=note)
     if low is None or high is None:
-        return _Cell(f"{100 * estimate:.1f}")
+        return Cell(f"{100 * estimate:.1f}", note=note)
     rail = tuple(round(96 * min(max(v, 0.0), 1.0), 1) for v in (estimate, low, high))
-    return _Cell(
-        f"{100 * estimate:.1f}", f"{100 * low:.1f} to {100 * high:.1f}", (rail[0], rail[1], rail[2])
+    return Cell(
+        f"{100 * estimate:.1f}",
+        f"{100 * low:.1f} to {100 * high:.1f}",
+        (rail[0], rail[1], rail[2]),
+        note,
     )
 
 
-def _interval(value: Any) -> tuple[float | None, float | None, float | None]:
-    numbers = [_number(v) for v in value] if isinstance(value, list) else [_number(value)]
+def interval_of(value: Any) -> tuple[float | None, float | None, float | None]:
+    """Estimate, low and high of a list, or of a lone number; None for each that is missing."""
+    numbers = [number_of(v) for v in value] if isinstance(value, list) else [number_of(value)]
     numbers += [None] * (3 - len(numbers))
     return numbers[0], numbers[1], numbers[2]
 
 
-def _number(value: Any) -> float | None:
+def number_of(value: Any) -> float | None:
+    """The value as a number; None for what is none, or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def _plain(value: Any) -> str:
-    number = _number(value)
+    number = number_of(value)
     if number is None:
         return ""
     return f"{number:,.0f}" if isinstance(value, int) else f"{number:,.2f}"
@@ -269,14 +304,14 @@ def _pair(pair: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> _Pa
     metric = str(pair.get("metric", "accuracy"))
     a, b = str(pair.get("a")), str(pair.get("b"))
     head = (a, b, str(pair.get("stratum", "all")), metric.replace("_", " "))
-    estimate, low, high = _interval(pair.get("difference"))
+    estimate, low, high = interval_of(pair.get("difference"))
     reasons = [r for name in (a, b) if (r := _unfit(name, arms.get(name)))]
     if reasons or estimate is None:
         reason = " ".join(reasons) or str(pair.get("reason") or "No difference was stored.")
         return _Pair(*head, "", "", reason, "none")
     scale = 1.0 if metric in ("calls", "completion_tokens") else 100.0
     ends = None if low is None or high is None else (low, high)
-    interval = f"{_signed(ends[0] * scale)} to {_signed(ends[1] * scale)}" if ends else ""
+    interval = f"{signed(ends[0] * scale)} to {signed(ends[1] * scale)}" if ends else ""
     reading, mood = "no interval", "none"
     if ends is not None:
         reading, mood = "the interval holds 0: not told apart", "none"
@@ -284,13 +319,13 @@ def _pair(pair: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]) -> _Pa
             reading, mood = f"{a} is above {b}", "good"
         elif ends[1] < 0:
             reading, mood = f"{a} is below {b}", "bad"
-    return _Pair(*head, _signed(estimate * scale), interval, reading, mood)
+    return _Pair(*head, signed(estimate * scale), interval, reading, mood)
 
 
 def _unfit(name: str, arm: Mapping[str, Any] | None) -> str:
     """Why an arm may not be compared, empty where it may."""
-    n = _number((arm or {}).get("n"))
-    unscored = _number((arm or {}).get("unscored"))
+    n = number_of((arm or {}).get("n"))
+    unscored = number_of((arm or {}).get("unscored"))
     if not n or unscored is None:
         return f"How many episodes of {name} went unscored is not known: evaluate it again."
     if unscored > MAX_UNSCORED * n:
@@ -301,36 +336,45 @@ def _unfit(name: str, arm: Mapping[str, Any] | None) -> str:
     return ""
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.1f}".replace("-", "−")
+def signed(value: float, *, digits: int = 1) -> str:
+    """With its sign, and a minus as long as the plus."""
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 # --- learning curves ------------------------------------------------------------------------------
 
 
-class _Curve(NamedTuple):
+class Curve(NamedTuple):
     title: str
     unit: str
     svg: Markup
 
 
-_Points = list[tuple[float, float]]
+Points = list[tuple[float, float]]
+"""(step, value)."""
+
+
+class Line(NamedTuple):
+    points: Points
+    stroke: int
+    """Number of its colour, below `STROKES`."""
+    is_faint: bool = False
 
 
 class _Curves(NamedTuple):
-    drawn: list[_Curve]
+    drawn: list[Curve]
     legend: list[tuple[str, str]]
     """(stage, colour)."""
 
 
 def _curves(folders: _Folders) -> _Curves:
     """One picture for each figure that the runs logged."""
-    lines: dict[str, dict[str, _Points]] = {key: {} for key in _CURVES}
+    lines: dict[str, dict[str, Points]] = {key: {} for key in _CURVES}
     owner: dict[str, str] = {}
     seen: dict[str, None] = {}
     for name, folder in folders:
         for row in folder.rows("metrics"):
-            step = _number(row.get("step"))
+            step = number_of(row.get("step"))
             if step is None:
                 continue
             stage = str(row.get("stage") or name)
@@ -338,27 +382,33 @@ def _curves(folders: _Folders) -> _Curves:
                 stage = f"{name}: {stage}"
             seen[stage] = None
             for key, stages in lines.items():
-                value = _number(row.get(key))
+                value = number_of(row.get(key))
                 if value is not None:
                     stages.setdefault(stage, []).append((step, value))
     known = [s for s in seen if any(s in stages for stages in lines.values())]
-    strokes = {stage: i % _STROKES for i, stage in enumerate(known)}
+    strokes = {stage: i % STROKES for i, stage in enumerate(known)}
     drawn = [
-        _Curve(*_CURVES[key], _svg(stages, strokes, prefix=key))
+        Curve(
+            *_CURVES[key],
+            curve_svg(
+                [line for s, points in stages.items() for line in smoothed(points, strokes[s])],
+                prefix=key,
+            ),
+        )
         for key, stages in lines.items()
         if stages
     ]
     return _Curves(drawn, [(stage, f"var(--c{i})") for stage, i in strokes.items()])
 
 
-def _thinned(points: _Points) -> _Points:
+def _thinned(points: Points) -> Points:
     """At most `_MOST_POINTS` points, means of equal runs of neighbours."""
     size = -(-len(points) // _MOST_POINTS)
     runs = [points[i : i + size] for i in range(0, len(points), size)]
     return [(sum(x for x, _ in r) / len(r), sum(y for _, y in r) / len(r)) for r in runs]
 
 
-def _running_mean(points: _Points) -> _Points:
+def _running_mean(points: Points) -> Points:
     half = len(points) // 24
     smooth = []
     for i, (x, _) in enumerate(points):
@@ -367,8 +417,19 @@ def _running_mean(points: _Points) -> _Points:
     return smooth
 
 
-def _svg(stages: Mapping[str, _Points], strokes: Mapping[str, int], *, prefix: str) -> Markup:
-    """A line for each stage; the page's style sheet fills in the colours, light or dark."""
+def smoothed(points: Points, stroke: int) -> list[Line]:
+    """The line through the points; of many, their running mean, last, on the faint line of each."""
+    points = _thinned(sorted(points))
+    if len(points) <= _MANY_POINTS:
+        return [Line(points, stroke)]
+    return [Line(points, stroke, is_faint=True), Line(_running_mean(points), stroke)]
+
+
+def curve_svg(lines: Sequence[Line], *, prefix: str) -> Markup:
+    """The lines over steps; the page's style sheet fills in the colours, light or dark.
+
+    `prefix` keeps ids apart from those of the page's other pictures.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -384,15 +445,15 @@ def _svg(stages: Mapping[str, _Points], strokes: Mapping[str, int], *, prefix: s
     axes.tick_params(colors=_INK, labelsize=8, length=0)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    for stage, every in stages.items():
-        color = _stroke(strokes[stage])
-        points = _thinned(sorted(every))
-        if len(points) > _MANY_POINTS:
-            axes.plot(*zip(*points, strict=True), color=color, linewidth=0.7, alpha=0.35)
-            points = _running_mean(points)
-        marker = "o" if len(points) <= 12 else ""
+    for line in lines:
+        width, alpha = (0.7, 0.35) if line.is_faint else (1.8, None)
         axes.plot(
-            *zip(*points, strict=True), color=color, linewidth=1.8, marker=marker, markersize=3.5
+            *zip(*line.points, strict=True),
+            color=_stroke(line.stroke),
+            linewidth=width,
+            alpha=alpha,
+            marker="o" if len(line.points) <= 12 and not line.is_faint else "",
+            markersize=3.5,
         )
     axes.margins(x=0.02, y=0.08)
     buffer = io.StringIO()
@@ -419,7 +480,7 @@ def _inline(svg: str, prefix: str) -> str:
     ids = {name: f"{prefix}-{i}" for i, name in enumerate(re.findall(r'\bid="([^"]+)"', svg))}
     svg = re.sub(r'\bid="([^"]+)"', lambda m: f'id="{ids[m[1]]}"', svg)
     svg = re.sub(r'(href="#|url\(#)([^")]+)', lambda m: m[1] + ids.get(m[2], m[2]), svg)
-    for color, name in (*_INKS.items(), *((_stroke(i), f"var(--c{i})") for i in range(_STROKES))):
+    for color, name in (*_INKS.items(), *((_stroke(i), f"var(--c{i})") for i in range(STROKES))):
         svg = svg.replace(color, name)
     return svg
 
@@ -508,7 +569,7 @@ def _store_of(root: Any, stores: Sequence[ImageStore]) -> ImageStore:
 # --- recipe ---------------------------------------------------------------------------------------
 
 
-class _Run(NamedTuple):
+class RunFacts(NamedTuple):
     name: str
     summary: str
     facts: list[tuple[str, str]]
@@ -516,7 +577,8 @@ class _Run(NamedTuple):
     """The recipe as it stands, where it is no mapping."""
 
 
-def _run_facts(name: str, folder: RunFolder) -> _Run | None:
+def run_facts(name: str, folder: RunFolder) -> RunFacts | None:
+    """Recipe and machine of a run; None where it stored neither."""
     text, env = folder.recipe(), folder.read_json("env")
     if text is None and env is None:
         return None
@@ -531,7 +593,7 @@ def _run_facts(name: str, folder: RunFolder) -> _Run | None:
     if isinstance(env, dict):
         facts += _flat(env)
     short = [f"{k} {v}" for k, v in facts if k in ("task.name", "seed", "cpu", "device")]
-    return _Run(name, ", ".join(short), facts, text or "")
+    return RunFacts(name, ", ".join(short), facts, text or "")
 
 
 def _flat(value: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, str]]:

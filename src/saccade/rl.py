@@ -14,9 +14,11 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from saccade.assemble import (
@@ -30,8 +32,9 @@ from saccade.assemble import (
     setup_for,
     task_of,
 )
-from saccade.config import Recipe, RlConfig, check_same_run, dump_recipe
+from saccade.config import Recipe, RlConfig
 from saccade.engines import Sampling
+from saccade.engines.torch import TorchEngine
 from saccade.episode_json import episode_to_json
 from saccade.errors import RecipeError, SaccadeError
 from saccade.evaluate import row_of
@@ -43,32 +46,38 @@ from saccade.losses import (
     group_advantages,
     policy_loss,
 )
-from saccade.models.qwen2vl import (
-    hidden_states,
-    sampling_logprobs,
-    token_logits,
-    token_logprobs,
-)
+from saccade.models.chosen import Chosen, chosen_logprobs
+from saccade.models.qwen2vl import attention_over, predicting_states
 from saccade.models.tiny import save
+from saccade.models.trees import TreeAttention
+from saccade.observing import partners_among
 from saccade.progress import progress
+from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.rewards import Rubric, per_turn, reward_named
 from saccade.rollout import Failures, Setup, rollout
 from saccade.run_folder import RunFolder
 from saccade.sft import checkpoint, resume, trainable
 from saccade.tasks import Task, stream
-from saccade.tokens import Batch, batch, episode_tree, flatten
+from saccade.tokens import Flat, Pack, episode_tree, flatten, pack
 from saccade.types import Episode, Group, Sample
 
-__all__ = ["Rollouts", "TrainedGroup", "advantages_by_turn", "rubric_of", "run"]
+__all__ = [
+    "Rollouts",
+    "TrainedGroup",
+    "advantages_by_turn",
+    "publish",
+    "rubric_of",
+    "run",
+    "sample_step",
+    "update",
+]
 
 Features = Mapping[str, torch.Tensor]
 """Features (tokens, D) of images by key."""
-BRANCHES_PER_TREE = 4
-"""Rollouts packed behind one copy of their prompt: attention grows with the square of a tree's
-length.
-"""
-TREES_PER_PASS = 4
-"""Trees in one forward and backward pass."""
+Prompts = list[tuple[Sample, int]]
+"""Samples, each with the number of times that it came before."""
+TOKENS_PER_PASS = 2048
+"""Of a forward and backward pass, at most, unless one group has more."""
 TURN_WEIGHT = 0.5
 """Of the tool outcomes beside the answer, where `credit: turn`."""
 
@@ -134,18 +143,22 @@ async def _run(recipe: Recipe) -> Path:
         if config.eval_every:  # a missing split is found now and not after hours
             task.load("validation", store=store, count=1)
         step = resume(folder, policy.model, optimizer)
+        prompts: Prompts = []
+        if step < config.steps:
+            prompts = _prompts(task, setup, recipe, step=step)
         with progress("rl", total=config.steps, done=step) as bar:
             while step < config.steps:
                 began = time.monotonic()
-                _publish(setup.engine, policy, version=step, same_vision=config.freeze_vision)
-                sampled = await _sample(task, setup, recipe, step=step)
+                publish(setup.engine, policy, version=step, same_vision=config.freeze_vision)
+                sampled = await sample_step(task, setup, recipe, step=step, prompts=prompts)
                 rolled = time.monotonic()
+                upcoming = _begin_prompts(task, setup, recipe, step=step + 1)
                 rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
                 frozen = None
                 if config.freeze_vision:
                     shown = [i for e in sampled.episodes for i in e.images.values()]
                     frozen = setup.engine.features(shown)  # as the rollout encoded them
-                row = _update(
+                row = update(
                     policy, reference, sampled, store, optimizer, recipe, rate=rate, frozen=frozen
                 )
                 step += 1
@@ -158,10 +171,12 @@ async def _run(recipe: Recipe) -> Path:
                 bar.advance(f"reward {row['reward']:+.2f} calls {row['calls']:.2f}")
                 _keep_one(folder, sampled, store, step=step)
                 if config.eval_every and step % config.eval_every == 0:
-                    _publish(setup.engine, policy, version=step, same_vision=config.freeze_vision)
+                    publish(setup.engine, policy, version=step, same_vision=config.freeze_vision)
                     folder.append("metrics", await _validate(task, setup, recipe, step=step))
+                prompts = await upcoming
+                needed = {i.key for sample, _ in prompts for i in sample.images}
                 for episode in sampled.episodes:
-                    store.forget(episode.sample.images)
+                    store.forget(i for i in episode.sample.images if i.key not in needed)
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     checkpoint(folder, step, policy.model, optimizer)
         told = made_by(recipe, stage="rl", start=recipe.model)
@@ -181,31 +196,58 @@ def rubric_of(config: RlConfig) -> Rubric:
     return Rubric((*terms, (per_turn, TURN_WEIGHT)) if config.credit == "turn" else terms)
 
 
-def _publish(engine: Any, policy: Policy, *, version: int, same_vision: bool) -> None:
+def publish(engine: Any, policy: Policy, *, version: int, same_vision: bool) -> None:
     """The weights that were just trained are the ones that sample next."""
     policy.model.eval()
     engine.load(policy.model, version, same_vision=same_vision)
 
 
-async def _sample(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> Rollouts:
-    """Roll out the prompts of a step; under dynamic sampling go on until enough groups disagree."""
+def _prompts(task: Task, setup: Setup, recipe: Recipe, *, step: int, attempt: int = 0) -> Prompts:
+    """The samples of a step, each with the number of times that it came before. Attempts read on in
+    the stream, far from the prompts of other steps.
+    """
+    config = recipe.rl
+    start = (step * _tries(config) + attempt) * config.prompts_per_step
+    count = config.prompts_per_step
+    return stream(task, "train", store=setup.store, start=start, count=count, seed=recipe.seed)
+
+
+def _tries(config: RlConfig) -> int:
+    return 4 if config.dynamic_sampling else 1
+
+
+def _begin_prompts(
+    task: Task, setup: Setup, recipe: Recipe, *, step: int
+) -> asyncio.Future[Prompts]:
+    """The samples of a step that comes, made in a thread while something else is computed. A vision
+    tower that does not change encodes their pictures there too.
+    """
+
+    def make() -> Prompts:
+        if step >= recipe.rl.steps:
+            return []
+        found = _prompts(task, setup, recipe, step=step)
+        if recipe.rl.freeze_vision and isinstance(setup.engine, TorchEngine):
+            setup.engine.features(i for sample, _ in found for i in sample.images)
+        return found
+
+    return asyncio.get_running_loop().run_in_executor(None, make)
+
+
+async def sample_step(
+    task: Task, setup: Setup, recipe: Recipe, *, step: int, prompts: Prompts | None = None
+) -> Rollouts:
+    """Roll out the prompts of a step (None: read them); under dynamic sampling go on until enough
+    groups disagree.
+    """
     config = recipe.rl
     sampling = Sampling(recipe.rollout.temperature, recipe.rollout.max_tokens_per_turn)
     episodes: list[Episode] = []
     groups: list[TrainedGroup] = []
     dropped = agreeing = drawn = 0
-    tries = 4 if config.dynamic_sampling else 1
-    for attempt in range(tries):
-        # attempts read on in the stream, far from the prompts of other steps
-        start = (step * tries + attempt) * config.prompts_per_step
-        prompts = stream(
-            task,
-            "train",
-            store=setup.store,
-            start=start,
-            count=config.prompts_per_step,
-            seed=recipe.seed,
-        )
+    for attempt in range(_tries(config)):
+        if attempt or prompts is None:
+            prompts = _prompts(task, setup, recipe, step=step, attempt=attempt)
         found = await _roll(prompts, setup, recipe, sampling)
         episodes += found
         drawn += len(prompts)
@@ -226,9 +268,11 @@ async def _sample(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> Rol
 async def _roll(
     prompts: Sequence[tuple[Sample, int]], setup: Setup, recipe: Recipe, sampling: Sampling
 ) -> list[Episode]:
+    samples = [sample for sample, _ in prompts]
     return await rollout(
-        [sample for sample, _ in prompts],
+        samples,
         setup,
+        partners=partners_among(samples, mode=setup.observation),
         past=[past for _, past in prompts],
         sampling=sampling,
         seed=recipe.seed,
@@ -290,7 +334,7 @@ def advantages_by_turn(
     return tuple(found)
 
 
-def _update(
+def update(
     policy: Policy,
     reference: Policy | None,
     sampled: Rollouts,
@@ -308,40 +352,37 @@ def _update(
     groups = [g for g in sampled.groups if g.is_informative or reference is not None]
     if not groups:
         return dict.fromkeys(("loss", "grad_norm", "kl", "entropy", "clipped", "ratio"))
-    packs = _packed(groups, policy)
+    passes = _passes(groups, policy)
     # groups that agree pull nowhere, but they count: else the rest would weigh more without them
-    idle = [e for g in sampled.groups if g not in groups for e in g.episodes]
-    all_episodes = len(idle) + sum(len(g.episodes) for g in groups)
-    all_tokens = sum(e.completion_tokens for e in idle) + sum(len(p.target) for p, _ in packs)
-    # a reference that is the start of this run has the same frozen vision tower
-    shared = frozen if config.reference is None else None
-    references = [_reference_logprobs(reference, p, store, recipe, shared) for p, _ in packs]
+    trained = {id(g) for g in groups}
+    idle = [e for g in sampled.groups if id(g) not in trained for e in g.episodes]
+    tokens = sum(len(p.packed.target) for p in passes)
+    all_episodes = len(idle) + sum(p.episodes for p in passes)
+    all_tokens = sum(e.completion_tokens for e in idle) + tokens
+    references: list[torch.Tensor | None] = [None] * len(passes)
+    if reference is not None:
+        # a reference that is the start of this run has the same frozen vision tower
+        shared = frozen if config.reference is None else None
+        with torch.no_grad():
+            references = [_chosen(reference, p, store, recipe, shared).logprobs for p in passes]
     for parameters in optimizer.param_groups:
         parameters["lr"] = rate
     total: dict[str, float] = {}
     for _ in range(config.updates_per_batch):
         total = {}
-        tokens = sum(len(p.target) for p, _ in packs)
-        for (packed, trees), expected in zip(packs, references, strict=True):
-            result, entropy, share = _pass(
-                policy,
-                packed,
-                trees,
-                expected,
-                store,
-                recipe,
-                all_episodes=all_episodes,
-                all_tokens=all_tokens,
-                frozen=frozen,
-            )
+        for one, expected in zip(passes, references, strict=True):
+            chosen = _chosen(policy, one, store, recipe, frozen)
+            result = _loss(one, chosen.logprobs, expected, recipe)
+            weight = len(one.packed.target) / tokens
+            by_token = config.loss in ("dapo", "cispo")
+            share = len(one.packed.target) / all_tokens if by_token else one.episodes / all_episodes
             (result.loss * share).backward()
-            weight = len(packed.target) / tokens
             _add(total, "loss", result.loss.item() * share)
             for name, value in (
                 ("kl", result.kl),
                 ("clipped", result.clipped),
                 ("ratio", result.ratio),
-                ("entropy", entropy),
+                ("entropy", chosen.entropy.mean()),
             ):
                 _add(total, name, value.item() * weight)
         total["grad_norm"] = clip_gradients(policy.model.parameters(), config.max_grad_norm)
@@ -354,92 +395,73 @@ def _add(total: dict[str, float], name: str, value: float) -> None:
     total[name] = total.get(name, 0.0) + value
 
 
-Advantages = tuple[tuple[float, ...], ...]
-"""Of each turn of each branch of a tree."""
+class _Pass(NamedTuple):
+    """What one forward and backward pass trains on."""
+
+    packed: Pack
+    attention: TreeAttention
+    advantages: torch.Tensor
+    """(N,)"""
+    episode: torch.Tensor
+    """(N,) which episode of the pass a token belongs to."""
+    episodes: int
 
 
-def _packed(
-    groups: Sequence[TrainedGroup], policy: Policy
-) -> list[tuple[Batch, tuple[Advantages, ...]]]:
-    """Groups as batches of trees of similar length, with the advantages of their branches."""
-    trees = []
-    for group in groups:
-        for at in range(0, len(group.episodes), BRANCHES_PER_TREE):
-            part = slice(at, at + BRANCHES_PER_TREE)
-            flat = flatten(episode_tree(group.episodes[part]), policy.renderer)
-            trees.append((flat, group.advantages[part]))
-    trees.sort(key=lambda t: len(t[0].ids))
-    packs = []
-    for at in range(0, len(trees), TREES_PER_PASS):
-        chosen = trees[at : at + TREES_PER_PASS]
-        packed = batch([f for f, _ in chosen]).to(device_of(policy))
-        packs.append((packed, tuple(b for _, b in chosen)))
-    return packs
+def _passes(groups: Sequence[TrainedGroup], policy: Policy) -> list[_Pass]:
+    """Groups packed end to end, as many to a pass as its tokens allow."""
+    flats = [flatten(episode_tree(g.episodes), policy.renderer) for g in groups]
+    cuts, tokens = [0], 0
+    for at, flat in enumerate(flats):
+        if tokens + len(flat.ids) > TOKENS_PER_PASS and at > cuts[-1]:
+            cuts.append(at)
+            tokens = 0
+        tokens += len(flat.ids)
+    return [
+        _pass_of(groups[left:right], flats[left:right], policy)
+        for left, right in pairwise([*cuts, len(groups)])
+    ]
 
 
-def _logits(
-    policy: Policy, packed: Batch, store: ImageStore, frozen: Features | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits (N, V) of each trained token, and the ids that may not be drawn."""
-    features = frozen or image_features(policy, packed.images, store=store)
-    logits = token_logits(policy.model, packed, hidden_states(policy.model, packed, features))
-    never = policy.renderer.never_sampled(logits.shape[-1])
-    return logits, torch.tensor(never, dtype=torch.long, device=logits.device)
+def _pass_of(groups: Sequence[TrainedGroup], flats: Sequence[Flat], policy: Policy) -> _Pass:
+    packed = pack(flats)
+    first = np.cumsum([0, *(len(g.episodes) for g in groups)])  # episodes before each group
+    turns = [len(t) for g in groups for t in g.advantages]
+    before = torch.from_numpy(np.cumsum([0, *turns])[:-1])  # turns before each episode
+    by_turn = torch.tensor([a for g in groups for t in g.advantages for a in t])
+    episode = torch.from_numpy(first)[packed.tree] + packed.branch
+    advantages = by_turn[before[episode] + packed.turn]
+    device = device_of(policy)
+    packed = packed.to(device)
+    attention = attention_over(policy.model, packed)
+    return _Pass(packed, attention, advantages.to(device), episode.to(device), int(first[-1]))
 
 
-@torch.no_grad()
-def _reference_logprobs(
-    reference: Policy | None,
-    packed: Batch,
-    store: ImageStore,
-    recipe: Recipe,
-    frozen: Features | None,
-) -> torch.Tensor | None:
-    if reference is None:
-        return None
-    logits, never = _logits(reference, packed, store, frozen)
-    temperature = recipe.rollout.temperature
-    return token_logprobs(logits, packed.target, temperature=temperature, suppressed=never)
-
-
-def _pass(
-    policy: Policy,
-    packed: Batch,
-    trees: tuple[Advantages, ...],
-    expected: torch.Tensor | None,
-    store: ImageStore,
-    recipe: Recipe,
-    *,
-    all_episodes: int,
-    all_tokens: int,
-    frozen: Features | None,
-) -> tuple[PolicyLoss, torch.Tensor, float]:
-    """The loss of one pass, its entropy, and the weight of the pass in the batch's loss."""
-    config = recipe.rl
-    logits, never = _logits(policy, packed, store, frozen)
-    table = sampling_logprobs(
-        logits, temperature=recipe.rollout.temperature, suppressed=never
-    )  # (N, V)
-    logprobs = table.gather(-1, packed.target[:, None])[:, 0]
-    device = packed.row.device
-    first = torch.tensor([0, *[len(t) for t in trees]], device=device).cumsum(0)  # before each tree
-    episode = first[packed.row] + packed.branch
-    advantages = torch.tensor(
-        [
-            trees[r][b][t]
-            for r, b, t in zip(
-                packed.row.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
-            )
-        ],
-        device=device,
+def _chosen(
+    policy: Policy, one: _Pass, store: ImageStore, recipe: Recipe, seen: Features | None
+) -> Chosen:
+    """Logprobs and entropy of the trained tokens of a pass under a policy."""
+    features = seen or image_features(policy, one.packed.images, store=store)
+    weight = policy.model.lm_head.weight
+    never = policy.renderer.never_sampled(len(weight))
+    return chosen_logprobs(
+        predicting_states(policy.model, one.packed, features, attention=one.attention),
+        weight,
+        one.packed.target,
+        temperature=recipe.rollout.temperature,
+        suppressed=torch.tensor(never, dtype=torch.long, device=weight.device),
     )
-    count = int(first[-1])
-    result = policy_loss(
+
+
+def _loss(
+    one: _Pass, logprobs: torch.Tensor, expected: torch.Tensor | None, recipe: Recipe
+) -> PolicyLoss:
+    config = recipe.rl
+    return policy_loss(
         logprobs,
-        packed.sampled_logprobs,
-        advantages,
-        episode,
-        episodes=count,
+        one.packed.sampled_logprobs,
+        one.advantages,
+        one.episode,
+        episodes=one.episodes,
         kind=config.loss,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
@@ -447,11 +469,6 @@ def _pass(
         reference_N=expected,
         max_tokens=recipe.rollout.max_tokens_per_turn * recipe.rollout.max_turns,
     )
-    finite = table.detach().clamp(min=-100)  # suppressed ids have no probability and no entropy
-    entropy = -(finite.exp() * finite).sum(-1).mean()
-    by_token = config.loss in ("dapo", "cispo")
-    share = len(packed.target) / all_tokens if by_token else count / all_episodes
-    return result, entropy, share
 
 
 def _watched(sampled: Rollouts) -> dict[str, Any]:
@@ -498,6 +515,7 @@ async def _validate(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> d
     episodes = await rollout(
         samples,
         replace(setup, rubric=task.rubric),
+        partners=partners_among(samples, mode=setup.observation),
         sampling=greedy,
         seed=recipe.seed,
         concurrency=recipe.rollout.concurrency,

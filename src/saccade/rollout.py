@@ -2,7 +2,8 @@
 
 Invariant: an episode only grows; what it shows the model next extends what it showed before. The
 model's mistakes become observations; what is our doing ends the episode unscored and keeps its
-traceback; anything else is a bug and crashes.
+traceback; anything else is a bug and crashes. Gaze and rewards are of the true calls, whatever the
+model is shown of them (`saccade.observing`).
 
 Left out on purpose: stepping and batching, which are the engine's, and retries, which are those of
 tools and engines.
@@ -13,15 +14,24 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from saccade.dialects import Dialect
 from saccade.engines import Engine, PolicyEngine, Sampling, TurnRequest
 from saccade.errors import EngineError, SaccadeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
+from saccade.observing import (
+    Observation,
+    acknowledged,
+    blackened,
+    in_words,
+    kept,
+    pictures_of,
+    swapped,
+)
 from saccade.rewards import Rubric
 from saccade.tools.toolbox import ToolBox
 from saccade.types import (
@@ -114,8 +124,10 @@ class Setup:
     frame: Callable[[ImageRef], Frame] | None = None
     """The frame of the model's coordinates; the renderer's unless given."""
     limits: Limits = Limits()
-    observation: Literal["image", "text"] = "image"
-    """`text`: pictures of tools are replaced by a sentence with their name and size."""
+    observation: Observation = "image"
+    """What is shown of a tool's pictures."""
+    pictures: Literal["shown", "hidden"] = "shown"
+    """`hidden`: the question stands without its pictures."""
     rubric: Rubric | None = None
     failures: Failures | None = None
     """None: however many episodes fail, the run goes on."""
@@ -144,9 +156,10 @@ def opening(sample: Sample, setup: Setup) -> tuple[Message, ...]:
     if told:
         messages.append(Message("system", (Text(told),)))
     parts: list[Part] = []
-    for number, image in enumerate(sample.images):
+    shown = sample.images if setup.pictures == "shown" else ()
+    for number, image in enumerate(shown):
         name = f"img_{number}"
-        if told or len(sample.images) > 1:
+        if told or len(shown) > 1:
             parts.append(Text(f"{name}: "))
         parts.append(ImageShown(image, name))
     messages.append(Message("user", (*parts, Text(sample.question))))
@@ -160,21 +173,29 @@ async def run_episode(
     sampling: Sampling,
     seed: int = 0,
     rollout_index: int = 0,
+    partner: Sample | None = None,
 ) -> Episode:
     """One attempt at one sample, scored where the setup has a rubric and the end was the model's
     doing.
+
+    Where the setup's observation is `swapped`, the model is shown what its calls return on the
+    pictures of `partner`; a view that it was shown, and names in a later call, is the partner's
+    there too, and its gaze lies on the partner's picture. Raises ValueError without a partner.
     """
+    if setup.observation == "swapped" and partner is None:
+        raise ValueError(f"Observation swapped needs a partner for sample {sample.id!r}.")
     began = time.monotonic()
     key = episode_key(seed, sample, rollout_index)
     episode = Episode(sample=sample, rollout_index=rollout_index, messages=opening(sample, setup))
     if setup.engine.capabilities.ids:
         assert setup.renderer is not None
         episode = replace(episode, segments=(setup.renderer.prompt(episode.messages),))
+    told: dict[str, ImageRef] = {}  # pictures that the model knows by their names alone
     try:
         while episode.stop is None:
             episode = await _say(episode, setup, key=key, sampling=sampling, seed=seed)
             if episode.stop is None:  # said by now, so that a call that crashes can be seen
-                episode = await _act(episode, setup)
+                episode = await _act(episode, setup, told=told, partner=partner)
     except (EngineError, ToolUnavailable, ToolCrashed) as error:
         episode = replace(episode, stop=_fault(error), error=traceback.format_exc())
     finally:
@@ -210,12 +231,19 @@ async def _say(
     return replace(_with_turn(episode, turn, parsed), stop=stop)
 
 
-async def _act(episode: Episode, setup: Setup) -> Episode:
-    """What the calls of the last turn bring back."""
+async def _act(
+    episode: Episode, setup: Setup, *, told: dict[str, ImageRef], partner: Sample | None
+) -> Episode:
+    """What the calls of the last turn bring back, as far as the model is shown it."""
     *before, last = episode.turns
-    results = await _call(last.parsed, episode, setup)
+    images = {**told, **episode.images}
+    results = await _call(last.parsed, images, setup)
+    shown = await _shown(results, last.parsed, images, episode.sample, setup, partner)
     episode = replace(episode, turns=(*before, last._replace(results=results)))
-    return _observe(episode, setup, note=_note(last.parsed, setup))
+    episode = _observe(episode, setup, shown=shown, note=_note(last.parsed, setup))
+    if setup.observation == "text" and episode.stop is None:
+        told |= {p.name: p.image for r in results for p in r.parts if isinstance(p, ImageShown)}
+    return episode
 
 
 def _with_turn(episode: Episode, turn: Turn, parsed: Parsed) -> Episode:
@@ -244,10 +272,36 @@ def _stop_after(parsed: Parsed, turn: Turn, episode: Episode, limits: Limits) ->
     return None
 
 
-async def _call(parsed: Parsed, episode: Episode, setup: Setup) -> tuple[ToolResult, ...]:
+async def _call(
+    parsed: Parsed, images: Mapping[str, ImageRef], setup: Setup
+) -> tuple[ToolResult, ...]:
     if setup.toolbox is None or not parsed.calls:
         return ()
-    return await setup.toolbox.call_all(parsed.calls, images=episode.images, frame=setup.frame_of)
+    return await setup.toolbox.call_all(parsed.calls, images=images, frame=setup.frame_of)
+
+
+async def _shown(
+    results: tuple[ToolResult, ...],
+    parsed: Parsed,
+    images: Mapping[str, ImageRef],
+    sample: Sample,
+    setup: Setup,
+    partner: Sample | None,
+) -> tuple[ToolResult, ...]:
+    """The results as the setup's mode shows them, before anything is made to fit."""
+    if setup.observation == "none":
+        return tuple(acknowledged(r) for r in results)
+    if setup.observation == "text":
+        originals = {f"img_{n}": image for n, image in enumerate(sample.images)}
+        return tuple(in_words(r, originals=originals, frame=setup.frame_of) for r in results)
+    if setup.observation == "black":
+        return tuple(blackened(r, store=setup.store) for r in results)
+    if setup.observation == "swapped":
+        assert partner is not None
+        others = await _call(parsed, {**images, **pictures_of(partner, sample)}, setup)
+        pairs = zip(results, others, strict=True)
+        return tuple(swapped(r, other, store=setup.store) for r, other in pairs)
+    return results
 
 
 def _note(parsed: Parsed, setup: Setup) -> str:
@@ -258,32 +312,36 @@ def _note(parsed: Parsed, setup: Setup) -> str:
     return IGNORED_ANSWER if parsed.answer is not None else ""
 
 
-def _observe(episode: Episode, setup: Setup, *, note: str) -> Episode:
-    """Append what the last turn's calls returned, in a form that fits what is left of the
+def _observe(episode: Episode, setup: Setup, *, shown: Sequence[ToolResult], note: str) -> Episode:
+    """Append what is shown of the last turn's results, in a form that fits what is left of the
     context.
     """
-    results = episode.turns[-1].results
-    if setup.observation == "text":
-        results = tuple(replace(r, parts=tuple(_told(p) for p in r.parts)) for r in results)
     if not setup.engine.capabilities.ids:
-        message = setup.dialect.observation(results, frame=setup.frame_of, note=note)
-        turns = (*episode.turns[:-1], episode.turns[-1]._replace(results=results))
-        return replace(episode, turns=turns, messages=(*episode.messages, message))
+        message = setup.dialect.observation(shown, frame=setup.frame_of, note=note)
+        episode = _recorded(episode, setup, shown)
+        return replace(episode, messages=(*episode.messages, message))
     assert setup.renderer is not None
     room = setup.limits.max_context_tokens - _length(episode) - LEAST_REPLY_TOKENS
+    shaped = shown
     for shape in (_as_is, _halved, _quartered, _sentence):
-        shaped = tuple(replace(r, parts=tuple(shape(p, setup) for p in r.parts)) for r in results)
+        shaped = [replace(r, parts=tuple(shape(p, setup) for p in r.parts)) for r in shown]
         message = setup.dialect.observation(shaped, frame=setup.frame_of, note=note)
         segment = setup.renderer.observation(message)
         if len(segment.ids) <= room:
-            turns = (*episode.turns[:-1], episode.turns[-1]._replace(results=shaped))
             return replace(
-                episode,
-                turns=turns,
+                _recorded(episode, setup, shaped),
                 messages=(*episode.messages, message),
                 segments=(*episode.segments, segment),
             )
-    return replace(episode, stop=StopReason.CONTEXT_FULL)
+    return replace(_recorded(episode, setup, shaped), stop=StopReason.CONTEXT_FULL)
+
+
+def _recorded(episode: Episode, setup: Setup, shown: Sequence[ToolResult]) -> Episode:
+    """The episode whose last turn remembers its calls as far as they were shown."""
+    *before, last = episode.turns
+    pairs = zip(last.results, shown, strict=True)
+    results = tuple(kept(r, s, mode=setup.observation) for r, s in pairs)
+    return replace(episode, turns=(*before, last._replace(results=results)))
 
 
 def _as_is(part: Part, setup: Setup) -> Part:
@@ -323,14 +381,15 @@ def _sentence(part: Part, setup: Setup) -> Part:
     return part
 
 
-def _told(part: Part) -> Part:
-    if not isinstance(part, ImageShown):
-        return part
-    return Text(f"{part.name}: a picture of {part.image.width} x {part.image.height} pixels.")
-
-
 def _length(episode: Episode) -> int:
     return sum(len(s.ids) for s in episode.segments)
+
+
+class _Job(NamedTuple):
+    sample: Sample
+    partner: Sample | None
+    number: int
+    """Of the rollout."""
 
 
 async def rollout(
@@ -341,31 +400,41 @@ async def rollout(
     seed: int = 0,
     group_size: int = 1,
     past: Sequence[int] = (),
+    partners: Sequence[Sample] = (),
     concurrency: int = 128,
     on_done: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
     """`group_size` episodes for each sample, in the order of samples, then of rollouts.
 
     `past` says how many groups of each sample were drawn before: rollouts are numbered on from
-    there, so that a sample that comes again is drawn anew.
+    there, so that a sample that comes again is drawn anew. `partners`, one for each sample, are
+    those whose pictures are shown where the setup's observation is `swapped`.
 
-    Raises SaccadeError once there are more `failures` than the setup allows; `on_done` sees each
-    episode as it ends.
+    Raises SaccadeError once there are more `failures` than the setup allows, ValueError where there
+    are not as many partners as samples; `on_done` sees each episode as it ends.
     """
+    if setup.observation == "swapped" and not partners and samples:
+        raise ValueError("Observation swapped needs partners, one for each sample; got none.")
     slots = asyncio.Semaphore(concurrency)
     before = past or (0,) * len(samples)
+    beside = partners or (None,) * len(samples)
     jobs = [
-        (sample, groups * group_size + index)
-        for sample, groups in zip(samples, before, strict=True)
+        _Job(sample, partner, groups * group_size + index)
+        for sample, groups, partner in zip(samples, before, beside, strict=True)
         for index in range(group_size)
     ]
     if setup.failures is not None:
         setup.failures.of += len(jobs)
 
-    async def one(sample: Sample, index: int) -> Episode:
+    async def one(job: _Job) -> Episode:
         async with slots:
             episode = await run_episode(
-                sample, setup, sampling=sampling, seed=seed, rollout_index=index
+                job.sample,
+                setup,
+                sampling=sampling,
+                seed=seed,
+                rollout_index=job.number,
+                partner=job.partner,
             )
         assert episode.stop is not None
         if setup.failures is not None and episode.stop.outcome is Outcome.OURS:
@@ -377,10 +446,10 @@ async def rollout(
     episodes: list[Episode] = []
     for wave in _waves(jobs, setup.engine, size=concurrency):
         if isinstance(setup.engine, PolicyEngine):
-            setup.engine.expect(episode_key(seed, s, index) for s, index in wave)
+            setup.engine.expect(episode_key(seed, job.sample, job.number) for job in wave)
         try:
             async with asyncio.TaskGroup() as tasks:
-                running = [tasks.create_task(one(sample, index)) for sample, index in wave]
+                running = [tasks.create_task(one(job)) for job in wave]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         episodes += [task.result() for task in running]
@@ -392,9 +461,7 @@ def episode_key(seed: int, sample: Sample, rollout_index: int) -> str:
     return f"{seed}/{sample.id}/{rollout_index}"
 
 
-def _waves(
-    jobs: Sequence[tuple[Sample, int]], engine: Engine, *, size: int
-) -> list[Sequence[tuple[Sample, int]]]:
+def _waves(jobs: Sequence[_Job], engine: Engine, *, size: int) -> list[Sequence[_Job]]:
     """All at once; behind a barrier, as many as may run together, so that waiting ends."""
     if not (isinstance(engine, PolicyEngine) and engine.barrier):
         return [jobs]

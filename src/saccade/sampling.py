@@ -9,6 +9,7 @@ from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
 from saccade.image_store import ImageStore
+from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.rollout import rollout
 from saccade.run_folder import RunFolder
@@ -33,6 +34,7 @@ def sample_episodes(recipe: Recipe, split: str, *, count: int) -> list[Episode]:
             rollout(
                 samples,
                 setup,
+                partners=partners_among(samples, mode=setup.observation),
                 sampling=sampling,
                 seed=recipe.seed,
                 concurrency=recipe.rollout.concurrency,

@@ -29,15 +29,17 @@ from saccade.assemble import (
     setup_for,
     task_of,
 )
-from saccade.config import Recipe, check_same_run, dump_recipe
+from saccade.config import Recipe
+from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.qwen2vl import hidden_states, token_logits
 from saccade.models.tiny import save
 from saccade.progress import progress
+from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.run_folder import RunFolder
-from saccade.synth import read_demonstrations, replay
+from saccade.synth import Demonstration, read_demonstrations, replay
 from saccade.tokens import Batch, Tree, batch, flatten, tokenize
 
 __all__ = ["run", "trainable"]
@@ -52,7 +54,9 @@ def run(recipe: Recipe) -> Path:
     policy = load_policy(recipe)
     store = ImageStore()
     setup = setup_for(recipe, policy, store=store)
-    demonstrations = read_demonstrations(data_file(config.demonstrations))
+    demonstrations = _drawn(
+        read_demonstrations(data_file(config.demonstrations)), config.count, seed=recipe.seed
+    )
     episodes = asyncio.run(replay(demonstrations, task_of(recipe), setup))
     tokenized = [tokenize(e, policy.renderer) for e in episodes]
     flats = [flatten(Tree(e.segments[:1], (e.segments[1:],)), policy.renderer) for e in tokenized]
@@ -90,7 +94,11 @@ def run(recipe: Recipe) -> Path:
                     group["lr"] = rate
                 row = _step(policy, packed, features, optimizer, config.max_grad_norm)
                 step += 1
-                row |= {"epoch": step / per_epoch, "seconds": time.monotonic() - began}
+                row |= {
+                    "tokens": len(packed.target),
+                    "epoch": step / per_epoch,
+                    "seconds": time.monotonic() - began,
+                }
                 folder.append("metrics", {"stage": "sft", "step": step, **row})
                 bar.advance(f"loss {row['loss']:.3f}")
                 if step % config.checkpoint_every == 0 or step == steps:
@@ -104,6 +112,21 @@ def run(recipe: Recipe) -> Path:
             source=model_folder(recipe.model),
         )
     return folder.path / "model"
+
+
+def _drawn(
+    demonstrations: list[Demonstration], count: int | None, *, seed: int
+) -> list[Demonstration]:
+    """As many of them as asked for, drawn by the seed, in the order of the file."""
+    if count is None:
+        return demonstrations
+    if count > len(demonstrations):
+        raise RecipeError(
+            f"sft.count must be at most the {len(demonstrations)} demonstrations of the file, "
+            f"got {count}."
+        )
+    chosen = np.random.default_rng([seed, 17]).permutation(len(demonstrations))[:count]
+    return [demonstrations[i] for i in sorted(chosen)]
 
 
 def trainable(model: nn.Module, *, freeze_vision: bool) -> list[nn.Parameter]:

@@ -1,8 +1,8 @@
 """Demonstrations as text, replayed through the real tools.
 
 A demonstration names a sample of a task and holds the model's turns as it should have written
-them. Replaying runs the tools for real, so that a demonstration can't show
-what a tool would not return. The context is not limited in replay.
+them. Replaying runs the tools for real, so that a demonstration can't show what a tool would not
+return, and shows what the setup's observation shows. The context is not limited in replay.
 
 Invariant: a replayed episode passes through the same `rollout` as a sampled one. Left out on
 purpose: images in the file; samples are loaded from their task.
@@ -19,6 +19,8 @@ from saccade.atomic_files import write_atomic
 from saccade.engines import Sampling
 from saccade.engines.scripted import ScriptedEngine
 from saccade.errors import DataError
+from saccade.image_store import ImageStore
+from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.rollout import Setup, rollout
 from saccade.tasks import Task
@@ -87,21 +89,56 @@ def write_demonstrations(path: Path, demonstrations: Sequence[Demonstration]) ->
 
 
 def samples_by_id(task: Task, ids: Sequence[str], setup: Setup) -> list[Sample]:
-    """Samples named `.../split/index`, in the order of `ids`. Raises DataError for other names."""
+    """Samples in the order of `ids`: named `.../split/index`, or in any way where the split `train`
+    has an end and holds them. Raises DataError for other names.
+    """
     found = []
+    listed: dict[str, Sample] | None = None
     with progress("demonstrations: pictures", total=len(ids)) as bar:
         for name in ids:
-            parts = name.rsplit("/", 2)
-            if len(parts) != 3 or not parts[2].isdecimal():
-                raise DataError(f"Sample {name!r} is not named task/split/index.")
-            [sample] = task.load(parts[1], store=setup.store, start=int(parts[2]), count=1)
-            if sample.id != name:
-                raise DataError(
-                    f"Task {task.name} has no sample {name!r}; it has {sample.id!r} there."
-                )
+            sample = _at_its_place(task, name, setup.store)
+            if sample is None or sample.id != name:
+                if listed is None:
+                    listed = _of_train(task, setup.store)
+                if name not in listed:
+                    raise DataError(_missing(task, name, sample))
+                sample = listed[name]
             found.append(sample)
             bar.advance()
     return found
+
+
+def _at_its_place(task: Task, name: str, store: ImageStore) -> Sample | None:
+    """What stands where the name says; None where it says no place that there is."""
+    parts = name.rsplit("/", 2)
+    if len(parts) != 3 or not parts[2].isdecimal():
+        return None
+    size = _size(task, parts[1])
+    if size is not None and int(parts[2]) >= size:
+        return None
+    [sample] = task.load(parts[1], store=store, start=int(parts[2]), count=1)
+    return sample
+
+
+def _of_train(task: Task, store: ImageStore) -> dict[str, Sample]:
+    return {s.id: s for s in task.load("train", store=store)} if _size(task, "train") else {}
+
+
+def _size(task: Task, split: str) -> int | None:
+    """As `Task.size`, but 0 for rows that there are not: their ids may look like places."""
+    try:
+        return task.size(split)
+    except DataError:
+        return 0
+
+
+def _missing(task: Task, name: str, instead: Sample | None) -> str:
+    if instead is None:
+        return (
+            f"Sample {name!r} is not named task/split/index, and the task {task.name} has no other "
+            "of that name."
+        )
+    return f"Task {task.name} has no sample {name!r}; it has {instead.id!r} there."
 
 
 async def replay(
@@ -125,7 +162,11 @@ async def replay(
     scripted = replace(setup, engine=ScriptedEngine(script), frame=setup.frame_of)
     with progress("demonstrations: replay", total=len(samples)) as bar:
         episodes = await rollout(
-            samples, scripted, sampling=Sampling(), on_done=lambda _: bar.advance()
+            samples,
+            scripted,
+            partners=partners_among(samples, mode=setup.observation),
+            sampling=Sampling(),
+            on_done=lambda _: bar.advance(),
         )
     for episode, demonstration in zip(episodes, demonstrations, strict=True):
         if len(episode.turns) != len(demonstration.turns):

@@ -7,6 +7,8 @@ gaze.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from saccade.dialects import Dialect
@@ -14,8 +16,9 @@ from saccade.geometry import Box, Frame
 from saccade.progress import progress
 from saccade.synth import Demonstration
 from saccade.types import Answer, Parsed, ToolCall
+from saccade.worlds.chart_data import Mark
 from saccade.worlds.charts import ChartItem, item
-from saccade.worlds.lessons import GRAIN, label_region, rounded_box, worked_answer
+from saccade.worlds.lessons import GRAIN, label_region, read_titles, rounded_box, worked_answer
 
 __all__ = ["QUALITIES", "demonstrate", "demonstrations"]
 
@@ -45,29 +48,46 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     """The turns of one demonstration."""
     should_look = chart.stratum == "look"
     looks = (should_look and quality != "no_look") or (not should_look and quality == "needless")
-    by_height = all(box == chart.drawing.marks[name] for name, box in chart.evidence)
-    called = [chart.spec.called(name) for name in chart.names]
-    worked = worked_answer(chart, chart.kind, chart.names, chart.answer)
-    thought = "" if by_height and not looks else worked.rpartition("\n")[0]
+    worked = worked_answer(chart, chart.kind, chart.asked, chart.answer)
+    thought = "" if chart.by_sight and not looks else worked.rpartition("\n")[0]
     final = Parsed(thought=thought, answer=Answer(chart.answer))
-    if not looks:
+    if not looks or chart.kind == "count":  # nothing is printed that would tell a number of marks
         return [final]
+    if chart.kind != "two_step":
+        called = [chart.spec.called(mark) for mark in chart.asked]
+        return [_turn(chart, called, chart.asked, quality, rng), final]
+    title, mark = chart.asked
+    titles = chart.spec.title_marks
+    first = _turn(chart, [chart.spec.called(t) for t in titles], titles, quality, rng)
+    own = chart.spec.called(mark).removeprefix(f"{chart.spec.called(title)} ")
+    read = read_titles(chart.spec.titles, chart.spec.printed(title))
+    return [first, _turn(chart, [f"{read} {own}"], [mark], quality, rng), final]
+
+
+def _turn(
+    chart: ChartItem,
+    said: Sequence[str],
+    marks: Sequence[Mark],
+    quality: str,
+    rng: np.random.Generator,
+) -> Parsed:
+    """A look at the label of each mark, with what is said of it."""
     calls = tuple(
         ToolCall(
             f"call_{number}",
             "look",
-            {"image": "img_0", "box": _look(chart, name, quality, rng)},
+            {"image": "img_0", "box": _look(chart, mark, quality, rng)},
         )
-        for number, name in enumerate(chart.names)
+        for number, mark in enumerate(marks)
     )
-    return [Parsed(thought="\n".join(called), calls=calls), final]
+    return Parsed(thought="\n".join(said), calls=calls)
 
 
-def _look(chart: ChartItem, name: str, quality: str, rng: np.random.Generator) -> list[int]:
+def _look(chart: ChartItem, mark: Mark, quality: str, rng: np.random.Generator) -> list[int]:
     """The box of one look in the model's frame: around the label, or beside it."""
     width, height = chart.drawing.image.size
     frame = Frame.thousand(width, height)
-    label = chart.drawing.labels[name]
+    label = chart.drawing.labels[mark]
     region = label_region(label, width=width, height=height)
     if quality == "sloppy":
         reach = 2.0 * max(label.width, label.height)

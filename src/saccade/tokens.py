@@ -6,13 +6,15 @@ are the renderer's.
 
 Episodes of one prompt are packed as a `Tree`: the prompt once (the trunk), each continuation as a
 branch that sees the trunk and itself. A branch's positions start where the trunk's end, so it
-reads exactly as if it were alone.
+reads exactly as if it were alone. Trees become a `Pack`, end to end and without padding, or a
+`Batch`, padded to one length, which stock modules take as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +22,18 @@ import torch
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.types import Episode, ImageRef, Segment
 
-__all__ = ["Batch", "Flat", "Tree", "batch", "episode_tree", "flatten", "tokenize"]
+__all__ = [
+    "Batch",
+    "Flat",
+    "Pack",
+    "Span",
+    "Tree",
+    "batch",
+    "episode_tree",
+    "flatten",
+    "pack",
+    "tokenize",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +94,61 @@ class Batch:
     images: tuple[ImageRef, ...]
 
     def to(self, device: torch.device | str) -> Batch:
+        """The same on a device."""
+        moved = {
+            f.name: value.to(device)
+            for f in fields(self)
+            if isinstance(value := getattr(self, f.name), torch.Tensor)
+        }
+        return replace(self, **moved)
+
+
+class Span(NamedTuple):
+    """A run of tokens that see each other backwards, and all of a run before them."""
+
+    start: int
+    stop: int
+    trunk_start: int
+    """The run that all of them see; empty for a trunk."""
+    trunk_stop: int
+
+    @property
+    def columns(self) -> int:
+        """Tokens that its last one sees."""
+        return self.stop - self.start + self.trunk_stop - self.trunk_start
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Trees end to end: T tokens, of which Q predict the N trained ones. Tokens that no trained
+    one is predicted from, at the end of a branch, are left out.
+    """
+
+    ids: torch.Tensor
+    """(T,) int64"""
+    positions: torch.Tensor
+    """(3, T) int64"""
+    pads: torch.Tensor
+    """(P,) indices of image pads, to be replaced by features in order."""
+    spans: tuple[Span, ...]
+    """Who sees whom: every token is in one span."""
+    read: torch.Tensor
+    """(Q,) indices, ascending, of the tokens whose output predicts a trained one."""
+    source: torch.Tensor
+    """(N,) which of them predicts it."""
+    target: torch.Tensor
+    """(N,) the trained id."""
+    tree: torch.Tensor
+    """(N,) tree of each trained token."""
+    branch: torch.Tensor
+    """(N,) which branch of its tree it belongs to, from 0 (-1: the trunk)."""
+    turn: torch.Tensor
+    """(N,) which turn of the model it belongs to, from 0."""
+    sampled_logprobs: torch.Tensor
+    """(N,) as sampled; nan where demonstrated."""
+    images: tuple[ImageRef, ...]
+
+    def to(self, device: torch.device | str) -> Pack:
         """The same on a device."""
         moved = {
             f.name: value.to(device)
@@ -212,3 +280,61 @@ def batch(flats: Sequence[Flat], *, length: int | None = None) -> Batch:
         sampled_logprobs=torch.from_numpy(np.concatenate(sampled)),
         images=tuple(i for f in flats for i in f.images),
     )
+
+
+def pack(flats: Sequence[Flat]) -> Pack:
+    """Trees end to end. Raises ValueError where nothing is trained."""
+    kept = [_kept(flat) for flat in flats]
+    firsts = np.cumsum([0, *(int(k.sum()) for k in kept)])
+    spans: list[Span] = []
+    sources, at = [], []
+    for flat, keep, first in zip(flats, kept, firsts.tolist(), strict=False):
+        place = first + np.cumsum(keep) - 1  # where each kept token goes
+        trained = np.flatnonzero(flat.trained & (flat.previous >= 0))
+        at.append(trained)
+        sources.append(place[flat.previous[trained]])
+        owner = flat.owner[keep]
+        edges = np.flatnonzero(np.diff(owner, prepend=-1, append=-1))
+        trunk = int((owner == 0).sum())
+        for start, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            seen = (first, first + trunk) if owner[start] else (first, first)
+            spans.append(Span(first + start, first + stop, *seen))
+
+    def trained_of(name: str) -> torch.Tensor:
+        rows = [getattr(f, name)[a] for f, a in zip(flats, at, strict=True)]
+        return torch.from_numpy(np.concatenate(rows))
+
+    ids = np.concatenate([f.ids[k] for f, k in zip(flats, kept, strict=True)])
+    is_pad = np.concatenate([(f.ids == f.pad_id)[k] for f, k in zip(flats, kept, strict=True)])
+    read, source = np.unique(np.concatenate(sources), return_inverse=True)
+    if not len(read):
+        raise ValueError(f"None of the {len(ids)} tokens of {len(flats)} trees is trained.")
+    trees = np.repeat(np.arange(len(flats)), [len(a) for a in at])
+    places = np.concatenate([f.positions[:, k] for f, k in zip(flats, kept, strict=True)], axis=1)
+    return Pack(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(places),
+        pads=torch.from_numpy(np.flatnonzero(is_pad)),
+        spans=tuple(spans),
+        read=torch.from_numpy(read),
+        source=torch.from_numpy(source),
+        target=trained_of("ids"),
+        tree=torch.from_numpy(trees),
+        branch=trained_of("owner") - 1,
+        turn=trained_of("turn"),
+        sampled_logprobs=trained_of("logprobs"),
+        images=tuple(i for f in flats for i in f.images),
+    )
+
+
+def _kept(flat: Flat) -> np.ndarray:
+    """(T,) bool: the trunk, and each branch up to its last token that predicts a trained one.
+    Pictures are kept whole, so a branch that ends with one is not cut.
+    """
+    keep = flat.owner == 0
+    for branch in range(1, int(flat.owner.max()) + 1):
+        own = np.flatnonzero(flat.owner == branch)
+        is_read = np.isin(own, flat.previous[flat.trained])
+        needed = np.flatnonzero(is_read | (flat.ids[own] == flat.pad_id))
+        keep[own[: needed[-1] + 1 if len(needed) else 0]] = True
+    return keep

@@ -41,7 +41,14 @@ from saccade.types import (
     ToolResult,
 )
 
-__all__ = ["GAZE_COLORS", "episode_html", "gaze_picture", "html_templates"]
+__all__ = [
+    "GAZE_COLORS",
+    "call_text",
+    "data_uri",
+    "episode_html",
+    "gaze_picture",
+    "html_templates",
+]
 
 GAZE_COLORS = ("#d55e00", "#0072b2", "#b5489a", "#c28100", "#2a9dd6", "#7a4fc9", "#8c4a2f")
 """One after the other; told apart with any kind of colour vision, and never green."""
@@ -301,7 +308,7 @@ def episode_html(episode: Episode, store: ImageStore) -> str:
     except SaccadeError:
         figure = _Figure("", 0, 0, "", ())
     else:
-        figure = _Figure(_data_uri(picture, quality=88), picture.width, picture.height, "", ())
+        figure = _Figure(data_uri(picture, quality=88), picture.width, picture.height, "", ())
     score = episode.score.value if episode.score else None
     return (
         html_templates()
@@ -330,7 +337,7 @@ def _step(episode: Episode, number: int, gaze: _Gaze, store: ImageStore) -> _Ste
     figures += [_named_figure(n, number, gaze, store) for n in turn.named]
     calls = [_call(r, number, gaze, store if is_last else None) for r in turn.results]
     for call in turn.parsed.calls[len(turn.results) :]:
-        calls.append(_Call(*_call_text(call), failed=False, notes=(_Note("not run"),)))
+        calls.append(_Call(*call_text(call), failed=False, notes=(_Note("not run"),)))
     return _Step(number + 1, _shortened(turn.parsed.thought), tuple(figures), tuple(calls))
 
 
@@ -359,7 +366,8 @@ def _named_figure(named: BoxNamed, turn: int, gaze: _Gaze, store: ImageStore) ->
     return _figure(named.image, caption, chips, store, part=inside)
 
 
-def _call_text(call: ToolCall | BadCall) -> tuple[str, str]:
+def call_text(call: ToolCall | BadCall) -> tuple[str, str]:
+    """What the model wrote, and why it is no call; that is empty where it is one."""
     if isinstance(call, BadCall):
         return _shortened(call.raw), call.reason
     arguments = ", ".join(
@@ -375,7 +383,7 @@ def _call(result: ToolResult, turn: int, gaze: _Gaze, store: ImageStore | None) 
         chips = gaze.chips(named.image, named.box, how="named", turn=turn, phrase=named.phrase)
         if chips:
             notes.insert(0, _Note("asked for", chips))
-    text, problem = _call_text(result.call)
+    text, problem = call_text(result.call)
     if any(problem in note.text for note in notes):  # the observation says it
         problem = ""
     return _Call(text, problem, result.failed, tuple(notes))
@@ -423,10 +431,11 @@ def _figure(
     if fine[0] > pixels.width:
         fine = size if size[0] > pixels.width else pixels.size
     thumbnail = pixels.resize(fine, Image.Resampling.LANCZOS)
-    return _Figure(_data_uri(thumbnail, quality=82), *size, caption, tuple(chips))
+    return _Figure(data_uri(thumbnail, quality=82), *size, caption, tuple(chips))
 
 
-def _data_uri(image: Image.Image, *, quality: int) -> str:
+def data_uri(image: Image.Image, *, quality: int) -> str:
+    """The picture as an address that a page holds in itself."""
     buffer = io.BytesIO()
     image.save(buffer, format="WEBP", quality=quality, method=3)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

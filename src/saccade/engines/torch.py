@@ -37,7 +37,6 @@ from saccade.engines.decoding.stats import DecodeStep, EngineStats
 from saccade.errors import EngineError
 from saccade.image_store import ImageStore
 from saccade.models.qwen2vl import sampling_logprobs
-from saccade.models.steady import with_steady_attention
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.types import ImageRef, Turn
 
@@ -68,7 +67,7 @@ class TorchEngine:
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1, got {max_batch}.")
         model = model if device is None else model.to(device)
-        self.model = with_steady_attention(model).eval()
+        self.model = model.eval()
         self.renderer = renderer
         self.store = store
         self.max_batch = max_batch
@@ -103,7 +102,7 @@ class TorchEngine:
         self._is_running = False
         self._step_lock = threading.Lock()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saccade-engine")
-        self._drop_keys_and_values()
+        self._drop_keys_and_values(slab=self._new_slab())
 
     # --- the seam ---------------------------------------------------------------------------------
 
@@ -167,7 +166,7 @@ class TorchEngine:
                 self._copy_weights(weights)
             self.model.eval()
             self.version = version
-            self._drop_keys_and_values()
+            self._drop_keys_and_values(slab=self._rows.slab)
             if not same_vision:
                 self._features.clear()
 
@@ -208,9 +207,11 @@ class TorchEngine:
                 f"These weights are of another model; the first wrong name is {wrong[0]!r}."
             )
 
-    def _drop_keys_and_values(self) -> None:
+    def _new_slab(self) -> Slab:
         config = self.model.config.get_text_config()
-        slab = Slab(config, dtype=self._dtype, device=self._device)
+        return Slab(config, dtype=self._dtype, device=self._device)
+
+    def _drop_keys_and_values(self, *, slab: Slab) -> None:
         self._rows = Rows(slab, most=self.max_batch)
         self._forward = Forward(self.model, self._rows, stats=self.stats)
         self._prefixes: OrderedDict[tuple[object, ...], Prefix] = OrderedDict()
@@ -277,7 +278,7 @@ class TorchEngine:
     def _fail(self, error: Exception) -> None:
         waiting = [e for e in self._episodes.values() if e.job is not None]
         self._queue.clear()
-        self._drop_keys_and_values()
+        self._drop_keys_and_values(slab=self._new_slab())  # the old one may hold what is not finite
         for episode in waiting:
             job, episode.job = episode.job, None
             failure = EngineError(f"Decoding failed: {type(error).__name__}: {error}")

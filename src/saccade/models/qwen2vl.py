@@ -18,14 +18,18 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from saccade.errors import RecipeError
+from saccade.models.flat import flat_states
 from saccade.models.steady import LEAST_ROWS, is_steady
-from saccade.tokens import Batch
+from saccade.models.trees import TreeAttention
+from saccade.tokens import Batch, Pack
 
 __all__ = [
     "LinearPatchEmbed",
+    "attention_over",
     "encode_images",
     "hidden_states",
     "load_model",
+    "predicting_states",
     "sampling_logprobs",
     "token_logits",
     "token_logprobs",
@@ -127,6 +131,45 @@ def hidden_states(
         attention_mask={"full_attention": packed.sees},
         use_cache=False,
     ).last_hidden_state
+
+
+def attention_over(model: nn.Module, packed: Pack) -> TreeAttention:
+    """Who attends to whom in a pack, for models of this shape."""
+    config = model.config.get_text_config()
+    return TreeAttention(
+        packed.spans,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        shared=config.num_key_value_heads,
+        read=packed.read.cpu().numpy(),
+        device=packed.ids.device,
+    )
+
+
+def predicting_states(
+    model: nn.Module,
+    packed: Pack,
+    features: Mapping[str, torch.Tensor],
+    *,
+    attention: TreeAttention | None = None,
+) -> torch.Tensor:
+    """Last hidden states (N, D) that predict the trained tokens of a pack, each image's features
+    put in the place of its pads.
+    """
+    embedded = model.get_input_embeddings()(packed.ids)  # (T, D)
+    if packed.images:
+        shown = torch.cat([features[i.key] for i in packed.images]).to(embedded.dtype)
+        if len(shown) != len(packed.pads):
+            raise ValueError(f"{len(packed.pads)} image pads but {len(shown)} image features.")
+        embedded = embedded.index_copy(0, packed.pads, shown)
+    found = flat_states(
+        model.model.language_model,
+        embedded,
+        packed.positions,
+        attention or attention_over(model, packed),
+        read=packed.read,
+    )
+    return found.index_select(0, packed.source)
 
 
 def token_logits(model: nn.Module, packed: Batch, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Forward passes whose rounding does not depend on who else is in the batch.
+"""Products whose rounding does not depend on who else is in the batch.
 
 Invariant: on a CPU in float32, what is computed for a row is the same whatever the number of other
 rows, the columns that its mask hides, and the tokens fed beside it. Two things are in the way:
@@ -18,16 +18,10 @@ differ again.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-__all__ = ["LEAST_ROWS", "attend", "filled", "is_steady", "with_steady_attention"]
+__all__ = ["LEAST_COLUMNS", "LEAST_ROWS", "attended", "filled", "is_steady"]
 
 LEAST_ROWS = 16
 """Rows of a matrix product from which on their number does not matter."""
@@ -35,7 +29,6 @@ LEAST_QUERIES = 2
 LEAST_COLUMNS = 64
 SCORES = 2**24
 """Scores held at a time: 64 MiB, and as much for their softmax."""
-NAME = "saccade_steady"
 
 
 def is_steady(weight: torch.Tensor) -> bool:
@@ -49,54 +42,43 @@ def filled(rows: torch.Tensor, least: int = LEAST_ROWS) -> torch.Tensor:
     return F.pad(rows, (0, 0, 0, spare)) if spare > 0 else rows  # a pad of nothing would copy
 
 
-def with_steady_attention(model: nn.Module) -> nn.Module:
-    """Let the language model take `steady=True` in a call; every other call stays as it was."""
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)  # without it stock calls get no mask
-    model.model.language_model.set_attn_implementation(NAME)
-    return model
-
-
-def attend(
-    module: nn.Module,
+def attended(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    hidden: torch.Tensor,
     *,
-    scaling: float | None = None,
-    steady: bool = False,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of queries (rows, heads, q, size): (rows, q, heads, size). The stock one, unless
-    `steady`.
+    scaling: float,
+) -> torch.Tensor:
+    """What queries (rows, q, heads, size) make of keys and values (rows, shared heads, columns,
+    size): (rows, q, heads, size). `hidden` (rows, 1, q, columns) is 0 or -inf.
 
-    Steady queries may have more rows than the keys: these fill up the products around, and get
-    zeros.
+    Steady on a CPU in float32; elsewhere the stock kernels.
     """
-    if not steady:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **options
+    asked = query.transpose(1, 2)  # (rows, heads, q, size)
+    if not is_steady(query):
+        found = F.scaled_dot_product_attention(
+            asked, key, value, attn_mask=hidden.to(query.dtype), scale=scaling, enable_gqa=True
         )
+        return found.transpose(1, 2)
     if (spare := LEAST_COLUMNS - key.shape[2]) > 0:
         key, value = F.pad(key, (0, 0, spare, 0)), F.pad(value, (0, 0, spare, 0))
-        attention_mask = F.pad(attention_mask, (spare, 0), value=float("-inf"))
+        hidden = F.pad(hidden, (spare, 0), value=float("-inf"))
     rows, shared, columns = key.shape[:3]
-    width = query.shape[2]
-    grouped = query[:rows].unflatten(1, (shared, -1)) * scaling  # (rows, shared, group, q, size)
-    stride = max(1, SCORES // (rows * query.shape[1] * columns))
-    found = []
+    width, heads = query.shape[1:3]
+    grouped = asked.unflatten(1, (shared, -1)) * scaling  # (rows, shared, group, q, size)
+    keys = key.transpose(-1, -2)
+    stride = max(1, SCORES // (rows * heads * columns))
+    parts = []
     for at in range(0, width, stride):
         part = grouped[:, :, :, at : at + stride]
-        shape, queries = part.shape[2:4], part.shape[2] * part.shape[3]
-        hidden = attention_mask[:, :, None, at : at + stride]  # (rows, 1, 1, q, columns)
+        shape = part.shape[2:4]
+        count = shape[0] * shape[1]
         flat = filled(part.flatten(2, 3), LEAST_QUERIES)
-        scores = torch.matmul(flat, key.transpose(-1, -2))[:, :, :queries]
-        scores = scores.unflatten(2, shape).add_(hidden)  # (rows, shared, group, q, columns)
-        weights = scores.softmax(-1)
-        seen = torch.matmul(filled(weights.flatten(2, 3), LEAST_QUERIES), value)[:, :, :queries]
-        found.append(seen.unflatten(2, shape))  # (rows, shared, group, q, size)
-    heads = torch.cat(found, dim=3).flatten(1, 2).transpose(1, 2)  # (rows, q, heads, size)
-    if len(query) > rows:
-        heads = F.pad(heads, (0, 0, 0, 0, 0, 0, 0, len(query) - rows))
-    return heads.contiguous(), None
+        scores = torch.matmul(flat, keys)  # (rows, shared, group * q, columns)
+        spread = scores[:, :, :count].unflatten(2, shape)
+        weights = spread.add_(hidden[:, :, None, at : at + stride]).softmax(-1).flatten(2, 3)
+        seen = torch.matmul(filled(weights, LEAST_QUERIES), value)[:, :, :count]
+        parts.append(seen.unflatten(2, shape))  # (rows, shared, group, q, size)
+    found = parts[0] if len(parts) == 1 else torch.cat(parts, dim=3)
+    return found.flatten(1, 2).transpose(1, 2)

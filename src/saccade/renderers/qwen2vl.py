@@ -11,6 +11,8 @@ calls; ours writes the same tokens for plain conversations.
 from __future__ import annotations
 
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +30,8 @@ from saccade.types import ImageRef, ImageShown, Message, Part, Segment, Text
 
 __all__ = ["Positions", "Qwen2VLRenderer", "Qwen2VLSettings"]
 
+KEPT_PATCH_BYTES = 128 * 2**20
+"""Patches of pictures that a renderer keeps."""
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -79,6 +83,9 @@ class Qwen2VLRenderer:
         self.end_id = self._special(IM_END)
         self.pad_id = self._special(IMAGE_PAD)
         self.stop_ids = frozenset({self.end_id})
+        self._patches: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
+        # what was asked for least recently comes first
+        self._lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -237,7 +244,8 @@ class Qwen2VLRenderer:
         """Pixels as the vision tower takes them: (patches, 3 * time * patch * patch) float32.
 
         Equal to transformers' Pillow image processor for Qwen2-VL (bicubic, then patches in the
-        order in which they are merged).
+        order in which they are merged). Those asked for last are kept, since a rollout and its
+        update ask for the same: don't write into them.
         """
         s = self.settings
         height, width = self.resized(image)
@@ -246,18 +254,29 @@ class Qwen2VLRenderer:
                 f"Image {image.key[:8]} is {image.width} x {image.height}, "
                 f"its pixels are {pixels.size}."
             )
+        key = (image.key, image.width, image.height)
+        with self._lock:
+            if (known := self._patches.get(key)) is not None:
+                self._patches.move_to_end(key)
+                return known
         if pixels.size != (width, height):
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
-        mean, std = np.asarray(s.mean, np.float32), np.asarray(s.std, np.float32)
-        array = (np.asarray(pixels, dtype=np.float32) / np.float32(255) - mean) / std
         rows, columns = height // s.patch, width // s.patch
         # (row block, row in block, y, column block, column in block, x, colour)
-        split = array.reshape(
+        split = np.asarray(pixels).reshape(
             rows // s.merge, s.merge, s.patch, columns // s.merge, s.merge, s.patch, 3
         )
         ordered = split.transpose(0, 3, 1, 4, 6, 2, 5)  # blocks, inside blocks, colour, y, x
-        frames = np.repeat(ordered[:, :, :, :, :, None], s.temporal_patch, axis=5)
-        return np.ascontiguousarray(frames.reshape(rows * columns, -1), dtype=np.float32)
+        values = np.empty((rows * columns, 3, s.temporal_patch, s.patch**2), dtype=np.float32)
+        level = ordered.reshape(rows * columns, 3, s.patch**2)
+        for colour, table in enumerate(_levels(s.mean, s.std)):
+            values[:, colour] = table[level[:, colour, None]]  # a picture is shown in every frame
+        found = values.reshape(rows * columns, -1)
+        with self._lock:
+            self._patches[key] = found
+            while sum(p.nbytes for p in self._patches.values()) > KEPT_PATCH_BYTES:
+                self._patches.popitem(last=False)
+        return found
 
     # --- positions ------------------------------------------------------------------------------
 
@@ -292,6 +311,14 @@ class Qwen2VLRenderer:
             raise ValueError("The segment has more image pads than its images cost features.")
         out[:, at:] = position + np.arange(len(ids) - at)
         return Positions(out, position + len(ids) - at)
+
+
+@lru_cache(maxsize=8)
+def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """(3, 256) float32: what each level of each colour becomes."""
+    level = np.arange(256, dtype=np.float32)[None] / np.float32(255)
+    centre, spread = (np.asarray(v, np.float32)[:, None] for v in (mean, std))
+    return np.asarray((level - centre) / spread)
 
 
 def _json_object(file: Path) -> dict[str, Any]:

@@ -10,14 +10,16 @@ from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.images import root_view
 from saccade.rewards import Rubric, answer
+from saccade.tasks import CLUSTER
 from saccade.types import Evidence, Sample
-from saccade.worlds.charts import SPLITS, ChartItem, item
+from saccade.worlds.chart_data import SPLITS, TITLES
+from saccade.worlds.charts import ChartItem, item
 
 __all__ = ["Charts"]
 
 
 class Charts:
-    """Bar and line charts; items are `easy` or `look` by the size of their evidence in the
+    """Charts of seven kinds; items are `easy` or `look` by the size of their evidence in the
     thumbnail.
     """
 
@@ -63,14 +65,16 @@ class Charts:
         """A plausible answer that is not the right one."""
         if sample.answer.isdigit():
             return str(int(sample.answer) + 1)
-        mark, place = sample.answer.split()
-        return f"{mark} {2 if place == '1' else 1}"
+        if sample.answer in TITLES:
+            return TITLES[TITLES.index(sample.answer) - 1]
+        marks, place = sample.answer.rsplit(" ", 1)
+        return f"{marks} {2 if place == '1' else 1}"
 
     def _sample(self, chart: ChartItem, store: ImageStore) -> Sample:
         image = store.add(root_view(chart.drawing.image))
         evidence = tuple(
-            Evidence(image, box.clip(image.width, image.height) or box, name)
-            for name, box in chart.evidence
+            Evidence(image, box.clip(image.width, image.height) or box, chart.spec.called(mark))
+            for mark, box in chart.evidence
         )
         return Sample(
             id=chart.id,
@@ -80,4 +84,9 @@ class Charts:
             evidence=evidence,
             kind=chart.kind,
             stratum=chart.stratum,
+            meta=(
+                (CLUSTER, chart.spec.digest),  # questions on the same data, however drawn
+                ("chart", chart.spec.chart),
+                ("choices", str(chart.choices)),
+            ),
         )

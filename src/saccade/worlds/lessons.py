@@ -18,7 +18,8 @@ from PIL import Image
 
 from saccade.geometry import Box, Frame
 from saccade.ink import print_box
-from saccade.worlds.charts import ChartItem, QuestionKind, question
+from saccade.worlds.chart_data import TITLES, Mark, QuestionKind
+from saccade.worlds.charts import ChartItem, question
 
 __all__ = [
     "GRAIN",
@@ -29,6 +30,7 @@ __all__ = [
     "box_text",
     "label_region",
     "lessons",
+    "read_titles",
     "rounded_box",
     "worked_answer",
 ]
@@ -39,6 +41,8 @@ GRAIN = 10
 """Boxes of lessons are rounded outward to multiples of this many units of the frame."""
 READ = "Read."
 """Asked behind a view."""
+MOST_LISTED = 5
+"""Marks in one answer: charts of panels have up to twelve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +82,25 @@ def label_region(label: Box, *, width: int, height: int) -> Box:
     return region
 
 
-def worked_answer(item: ChartItem, kind: QuestionKind, names: Sequence[str], answer: str) -> str:
-    """The answer behind the numbers it follows from; a value is its own working.
+def worked_answer(item: ChartItem, kind: QuestionKind, asked: Sequence[Mark], answer: str) -> str:
+    """The answer behind the numbers it follows from; what stands on one label is its own working.
 
     A choice is told in two steps, the number and then whose it is: in one step, from numbers to a
     mark, a small model stayed at chance.
     """
-    if kind == "value":
-        return answer
-    numbers = [item.spec.value(n) for n in names]
+    spec = item.spec
     if kind == "difference":
-        return ", ".join(str(n) for n in numbers) + "\n" + answer
-    told = ", ".join(f"{v} {item.spec.called(n)}" for v, n in zip(numbers, names, strict=True))
-    chosen = next(v for v, n in zip(numbers, names, strict=True) if item.spec.called(n) == answer)
+        return ", ".join(spec.printed(m) for m in asked) + "\n" + answer
+    if kind not in ("comparison", "extremum"):
+        return answer
+    told = ", ".join(f"{spec.printed(m)} {spec.called(m)}" for m in asked)
+    chosen = next(spec.printed(m) for m in asked if spec.called(m) == answer)
     return f"{told}: {chosen}\n{answer}"
+
+
+def read_titles(titles: Sequence[str], wanted: str) -> str:
+    """Titles of panels in order, and which panel has the wanted one."""
+    return f"{', '.join(titles)}: panel {list(titles).index(wanted) + 1}"
 
 
 def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
@@ -100,16 +109,21 @@ def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[
     first = rng.random()
     whole = (
         teacher.caption()
-        if first < 0.3
-        else teacher.point_at_all()
-        if first < 0.75
+        if first < 0.25
+        else teacher.point_at_some()
+        if first < 0.8
         else teacher.rank()
     )
-    part = teacher.point_at_one() if rng.random() < 0.7 else teacher.name()
+    part = teacher.point_at_one() if rng.random() < 0.8 else teacher.name()
     plain = teacher.question() if rng.random() < 0.6 else teacher.other_question()
     reading: Lesson = (teacher.reading(),)
     if rng.random() < 0.6:
-        before = (teacher.point_at_one, teacher.name, teacher.arithmetic, teacher.other_question)
+        before = (
+            teacher.point_at_one,
+            teacher.point_at_some,
+            teacher.arithmetic,
+            teacher.other_question,
+        )
         reading = (before[int(rng.integers(len(before)))](), *reading)
     return [(whole,), (part,), (plain,), (teacher.arithmetic(),), reading]
 
@@ -120,99 +134,156 @@ class _Teacher:
     def __init__(self, item: ChartItem, rng: np.random.Generator, frame: Frame) -> None:
         self.item, self.spec, self.drawing = item, item.spec, item.drawing
         self.rng, self.frame = rng, frame
-        self.names = [n for n, _ in item.spec.entries]
         width, height = item.drawing.image.size
         self.regions = {
-            n: label_region(item.drawing.labels[n], width=width, height=height) for n in self.names
+            m: label_region(box, width=width, height=height)
+            for m, box in item.drawing.labels.items()
         }
 
     def caption(self) -> Exchange:
-        """All marks, or all labels, from left to right."""
+        """All marks, or all labels, in order, within one part of a chart that has many."""
+        spec = self.spec
+        marks, where = spec.marks, ""
+        if len(marks) > MOST_LISTED:
+            part = int(self.rng.integers(len(spec.values)))
+            marks = [m for m in marks if m.part == part]
+            where = f" of {spec.called(Mark(part))}"
         if self.rng.random() < 0.4:
-            asked, boxes = f"Describe the {self.spec.chart} chart.", self.drawing.marks
+            asked, boxes = f"Describe the {spec.chart} chart{where}.", self.drawing.marks
         else:
-            asked, boxes = "List the labels.", self.regions
-        listed = "\n".join(f"{n} {box_text(self.frame, boxes[n])}" for n in self.names)
+            asked, boxes = f"List the labels{where}.", self.regions
+        listed = "\n".join(f"{spec.color(m)} {box_text(self.frame, boxes[m])}" for m in marks)
         return Exchange("caption", (asked,), listed)
 
-    def point_at_all(self) -> Exchange:
-        """All marks, or all labels, in an order that only the question tells."""
-        names = [str(n) for n in self.rng.permutation(self.names)]
-        of_marks = self.rng.random() < 0.4
-        asked, boxes = ("", self.drawing.marks) if of_marks else ("the labels of ", self.regions)
-        called = [self.spec.called(n) for n in names]
+    def point_at_some(self) -> Exchange:
+        """Several marks, their labels, or titles, in an order that only the question tells."""
+        manner = self.rng.random()
+        titles = self.spec.title_marks
+        if titles and manner < 0.4:
+            chosen, kind, boxes = titles, "the titles of ", self.regions
+        elif manner < 0.6:
+            chosen, kind, boxes = self.spec.marks, "", self.drawing.marks
+        else:
+            chosen, kind, boxes = self.spec.marks, "the labels of ", self.regions
+        marks = [chosen[i] for i in self.rng.permutation(len(chosen))[: MOST_LISTED - 1]]
+        called = [self.spec.called(m) for m in marks]
         listed = "\n".join(
-            f"{c} {box_text(self.frame, boxes[n])}" for c, n in zip(called, names, strict=True)
+            f"{c} {box_text(self.frame, boxes[m])}" for c, m in zip(called, marks, strict=True)
         )
-        return Exchange("pointing", (f"Where are {asked}{', '.join(called)}?",), listed)
+        return Exchange("pointing", (f"Where are {kind}{', '.join(called)}?",), listed)
 
     def rank(self) -> Exchange:
-        """All marks from the highest to the lowest, or from the lowest to the highest."""
+        """The marks of one part from the one extreme to the other."""
+        spec = self.spec
+        part = int(self.rng.integers(len(spec.values)))
         falling = self.rng.random() < 0.5
-        order = sorted(self.names, key=self.spec.value, reverse=falling)
-        asked = f"Rank from the {'highest' if falling else 'lowest'}."
-        return Exchange("question", (asked,), ", ".join(self.spec.called(n) for n in order))
+        marks = [m for m in spec.marks if m.part == part]
+        order = sorted(marks, key=spec.value, reverse=falling)
+        where = f" in {spec.called(Mark(part))}" if len(spec.values) > 1 else ""
+        most, least = ("highest", "lowest") if spec.has_heights else ("largest", "smallest")
+        asked = f"Rank from the {most if falling else least}{where}."
+        return Exchange("question", (asked,), ", ".join(spec.called(m) for m in order))
 
     def point_at_one(self) -> Exchange:
-        name = self._one()
-        asked = f"Where is the label of {self.spec.called(name)}?"
-        return Exchange("pointing", (asked,), box_text(self.frame, self.regions[name]))
+        titles = self.spec.title_marks
+        if titles and self.rng.random() < 0.3:
+            mark = titles[int(self.rng.integers(len(titles)))]
+            asked = f"Where is the title of {self.spec.called(mark)}?"
+        else:
+            mark = self._one()
+            asked = f"Where is the label of {self.spec.called(mark)}?"
+        return Exchange("pointing", (asked,), box_text(self.frame, self.regions[mark]))
 
     def name(self) -> Exchange:
-        name = self._one()
-        box = self.drawing.marks[name] if self.rng.random() < 0.5 else self.regions[name]
-        return Exchange("naming", (f"What is at {box_text(self.frame, box)}?",), name)
+        mark = self._one()
+        box = self.drawing.marks[mark] if self.rng.random() < 0.5 else self.regions[mark]
+        asked = f"What is at {box_text(self.frame, box)}?"
+        return Exchange("naming", (asked,), self.spec.color(mark))
 
     def question(self) -> Exchange:
         """The chart's own question, answered at once."""
-        asked, answer = question(self.spec, self.item.kind, self.item.names)
+        asked, answer = question(self.spec, self.item.kind, self.item.asked)
         return Exchange("question", (asked,), answer)
 
     def other_question(self) -> Exchange:
-        """A plain question on the same chart about two marks at random."""
+        """A plain question on the same chart: its count, a value, or two marks at random."""
+        manner = self.rng.random()
         a, b = self._two()
         kind: QuestionKind = "comparison"
-        if self.rng.random() < 0.5 or self.spec.value(a) == self.spec.value(b):
+        if manner < 0.2:
+            kind = "count"
+        elif manner < 0.6 or self.spec.value(a) == self.spec.value(b):
             kind = "value"
         asked, answer = question(self.spec, kind, (a, b))
         return Exchange("question", (asked,), answer)
 
     def arithmetic(self) -> Exchange:
-        """A difference or a comparison of two numbers that are told."""
+        """A difference or a comparison of two numbers, or a choice of titles, that are told."""
+        if self.spec.titles and self.rng.random() < 0.4:
+            return self._choose_title()
         a, b = (int(v) for v in self.rng.integers(10, 100, size=2))
         if self.rng.random() < 0.5:
             return Exchange("arithmetic", (f"{max(a, b)} - {min(a, b)}?",), str(abs(a - b)))
         if self.rng.random() < 0.3:
             b = int(np.clip(a + self.rng.integers(-3, 4), 10, 99))
         a, b = (a, b) if a != b else (a, b + 1)
-        first, second = (self.spec.called(n) for n in self._two())
-        word = "higher" if self.rng.random() < 0.75 else "lower"
-        chosen = max(a, b) if word == "higher" else min(a, b)
+        first, second = (self.spec.called(m) for m in self._two())
+        more, less = ("higher", "lower") if self.spec.has_heights else ("larger", "smaller")
+        word = more if self.rng.random() < 0.75 else less
+        chosen = max(a, b) if word == more else min(a, b)
         asked = f"{a} {first}, {b} {second}. Which is {word}?"
         return Exchange("arithmetic", (asked,), f"{chosen}\n{first if chosen == a else second}")
 
+    def _choose_title(self) -> Exchange:
+        count = int(self.rng.integers(2, 5))
+        titles = [str(t) for t in self.rng.permutation(TITLES)[:count]]
+        wanted = str(self.rng.choice(titles))
+        asked = f"The titles are {', '.join(titles)}. Which panel is titled {wanted}?"
+        return Exchange("arithmetic", (asked,), f"panel {titles.index(wanted) + 1}")
+
     def reading(self) -> Exchange:
-        """The numbers of one or two enlarged labels, or a question answered from them."""
+        """What one or two enlarged labels say, or a question answered from them."""
         kind = self.rng.random()
-        if kind < 0.3:
-            name = self._one()
-            asked = READ if self.rng.random() < 0.7 else f"Read {self.spec.called(name)}."
-            return Exchange("reading", (self._view(name), asked), str(self.spec.value(name)))
-        if kind < 0.5:
+        if self.spec.titles and kind < 0.35:
+            return self._point_by_title() if kind < 0.2 else self._read_titles()
+        if kind < 0.45:
+            mark = self._one()
+            asked = READ if self.rng.random() < 0.7 else f"Read {self.spec.called(mark)}."
+            return Exchange("reading", (self._view(mark), asked), self.spec.printed(mark))
+        if kind < 0.6:
             a, b = self._two()
-            read = f"{self.spec.value(a)}, {self.spec.value(b)}"
+            read = f"{self.spec.printed(a)}, {self.spec.printed(b)}"
             return Exchange("reading", (self._view(a), READ, self._view(b), READ), read)
         return self._question_with_views()
 
-    def _question_with_views(self) -> Exchange:
-        own = self.rng.random() < 0.5
-        kind, names = (self.item.kind, self.item.names) if own else self._other()
-        asked, answer = question(self.spec, kind, names)
-        views = [part for n in names for part in (self._view(n), READ)]
-        parts = (asked, *views) if self.rng.random() < 0.5 else (*views, asked)
-        return Exchange("reading", parts, worked_answer(self.item, kind, names, answer))
+    def _read_titles(self) -> Exchange:
+        titles = self.spec.title_marks
+        chosen = [titles[i] for i in self.rng.permutation(len(titles))]
+        chosen = chosen[: int(self.rng.integers(1, len(chosen) + 1))]
+        views = [part for m in chosen for part in (self._view(m), READ)]
+        return Exchange("reading", tuple(views), ", ".join(self.spec.printed(m) for m in chosen))
 
-    def _other(self) -> tuple[QuestionKind, tuple[str, ...]]:
+    def _point_by_title(self) -> Exchange:
+        """Views of all titles, then a label in the panel that one of them names."""
+        mark, titles = self._one(), self.spec.title_marks
+        views = [part for m in titles for part in (self._view(m), READ)]
+        title = self.spec.titles[mark.part]
+        own = f"{self.spec.thing} {(mark.place or 0) + 1}"
+        asked = f"Where is the label of {own} in the panel titled {title}?"
+        read = read_titles(self.spec.titles, title)
+        box = box_text(self.frame, self.regions[mark])
+        parts = (asked, *views) if self.rng.random() < 0.5 else (*views, asked)
+        return Exchange("reading", parts, f"{read} {own} {box}")
+
+    def _question_with_views(self) -> Exchange:
+        own = self.rng.random() < 0.5 and self.item.kind not in ("count", "two_step")
+        kind, asked = (self.item.kind, self.item.asked) if own else self._other()
+        text, answer = question(self.spec, kind, asked)
+        views = [part for m in asked for part in (self._view(m), READ)]
+        parts = (text, *views) if self.rng.random() < 0.5 else (*views, text)
+        return Exchange("reading", parts, worked_answer(self.item, kind, asked, answer))
+
+    def _other(self) -> tuple[QuestionKind, tuple[Mark, ...]]:
         """Another question that two marks, or one, can answer: any kind but an extremum."""
         a, b = self._two()
         if self.spec.value(a) < self.spec.value(b):
@@ -224,9 +295,9 @@ class _Teacher:
             return "difference", (a, b)
         return "comparison", (a, b) if self.rng.random() < 0.5 else (b, a)
 
-    def _view(self, name: str) -> Image.Image:
+    def _view(self, mark: Mark) -> Image.Image:
         """One label, enlarged by whoever asks: trimmed to its print, or framed loosely."""
-        label, image = self.drawing.labels[name], self.drawing.image
+        label, image = self.drawing.labels[mark], self.drawing.image
         manner = self.rng.random()
         if manner < 0.55:  # framed, then trimmed: print beside the label may stay
             sides = self.rng.uniform(0.2, 1.3, size=4) * label.height
@@ -242,12 +313,18 @@ class _Teacher:
         trim = print_box(view) if manner < 0.55 else None
         return view if trim is None else view.crop(_whole(trim))
 
-    def _one(self) -> str:
-        return str(self.rng.choice(self.names))
+    def _one(self) -> Mark:
+        marks = self.spec.marks
+        return marks[int(self.rng.integers(len(marks)))]
 
-    def _two(self) -> tuple[str, str]:
-        a, b = self.rng.permutation(self.names)[:2]
-        return str(a), str(b)
+    def _two(self) -> tuple[Mark, Mark]:
+        """Two marks, in three of five cases of one part."""
+        marks = self.spec.marks
+        one = self._one()
+        others = [m for m in marks if m != one]
+        if self.rng.random() < 0.6:
+            others = [m for m in others if m.part == one.part] or others
+        return one, others[int(self.rng.integers(len(others)))]
 
 
 def _whole(box: Box) -> tuple[int, int, int, int]:

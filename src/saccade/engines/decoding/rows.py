@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Cache
 
 from saccade.engines.decoding.draws import seed_keys
 from saccade.engines.decoding.jobs import Job
@@ -70,17 +69,12 @@ class Rows:
         fits = self.cursor >= before and self.cursor < self.slab.columns
         if rows <= self.slab.rows and fits:
             return
-        cursor, columns = self.cursor, self.slab.columns
-        if not fits:
-            cursor = before + SLACK
-            columns = max(cursor + SLACK, columns if columns < 2 * (cursor + SLACK) else 0)
+        cursor = self.cursor if fits else before + SLACK
         height = self.slab.rows
         while height < rows:
             height = min(max(8, 2 * height), self._most) if height < self._most else rows
-        target = cursor - (self.cursor - lowest)
-        self.slab.resize(
-            height, columns, used_rows=used, source=slice(lowest, self.cursor), target=target
-        )
+        source, target = slice(lowest, self.cursor), cursor - (self.cursor - lowest)
+        self.slab.fit(height, cursor + SLACK, used_rows=used, source=source, target=target)
         self.start[:used] += cursor - self.cursor
         self.cursor = cursor
         self.grow(height, drawn=0)
@@ -112,15 +106,10 @@ class Rows:
         return kv
 
 
-class Slab(Cache):
-    """Keys and values of the running rows: (layers, 2, rows, heads, columns, head size).
-
-    `aim` says which rows and columns the next forward pass writes and from which column on it
-    reads.
-    """
+class Slab:
+    """Keys and values of the running rows: (layers, 2, rows, heads, columns, head size)."""
 
     def __init__(self, config: Any, *, dtype: torch.dtype, device: torch.device) -> None:
-        super().__init__(layers=[])
         self._layers = int(config.num_hidden_layers)
         self._heads = int(config.num_key_value_heads)
         self._size = int(config.hidden_size // config.num_attention_heads)
@@ -140,34 +129,14 @@ class Slab(Cache):
     def columns(self) -> int:
         return self.data.shape[4]
 
-    def resize(
-        self, rows: int, columns: int, *, used_rows: int, source: slice, target: int
-    ) -> None:
-        """A slab of that size in which the used rows' columns `source` begin at column `target`."""
-        old = self.data[:, :, :used_rows, :, source]
-        self.data = self._blank(rows, columns)
-        self.data[:, :, :used_rows, :, target : target + old.shape[4]] = old
-
-    def aim(self, rows: slice, columns: slice, *, read_from: int) -> None:
-        held = self.data[:, :, rows]
-        keys, values = held[:, 0], held[:, 1]
-        self._write_keys = keys[:, :, :, columns].unbind(0)
-        self._write_values = values[:, :, :, columns].unbind(0)
-        self._read_keys = keys[:, :, :, read_from : columns.stop].unbind(0)
-        self._read_values = values[:, :, :, read_from : columns.stop].unbind(0)
-
-    def update(  # type: ignore[override]
-        self,
-        key_states: torch.Tensor,
-        value_states: torch.Tensor,
-        layer_idx: int,
-        *_: object,
-        **__: object,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store new (rows, heads, columns, size); give back views of what these rows may see.
-        States of more rows than were aimed at are fillers, and left out.
+    def fit(self, rows: int, columns: int, *, used_rows: int, source: slice, target: int) -> None:
+        """Room for so many rows and columns, the used rows' columns `source` moved to begin at
+        `target`. Nothing is given back: new memory costs more than what it holds.
         """
-        rows = len(self._write_keys[layer_idx])
-        self._write_keys[layer_idx].copy_(key_states[:rows])
-        self._write_values[layer_idx].copy_(value_states[:rows])
-        return self._read_keys[layer_idx], self._read_values[layer_idx]
+        old = self.data[:, :, :used_rows, :, source]
+        if rows > self.rows or columns > self.columns:
+            self.data = self._blank(max(rows, self.rows), max(columns, self.columns))
+        elif used_rows and target != source.start:
+            old = old.clone()  # both may overlap
+        if used_rows:
+            self.data[:, :, :used_rows, :, target : target + old.shape[4]] = old

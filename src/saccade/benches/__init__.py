@@ -1,0 +1,1 @@
+"""Measurements of whole steps, ours beside those of others."""

@@ -1,0 +1,287 @@
+"""The ladder: what arms have from their neighbours, in which order things are done, and what is not
+done twice. Training and asking are played here; `test_cli.py` runs a small ladder for real.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saccade import ladder
+from saccade.assemble import made_by
+from saccade.config import Recipe
+from saccade.errors import RecipeError
+from saccade.evaluate import SampleRow
+from saccade.ladder import arms_of
+from saccade.recipe_files import changed, load_recipe
+from saccade.run_folder import RunFolder
+from saccade.types import StopReason
+
+ARMS: dict[str, Any] = {
+    "base": {"stage": "eval", "set": {"dialect": "plain", "tools": []}},
+    "sft": {"stage": "sft"},
+    "rl": {"stage": "rl", "start": "sft"},
+    "rl-text": {"like": "rl", "set": {"rollout.observation": "text"}},
+    "rl-text-smooth": {"like": "rl-text", "set": {"rl.kl_beta": 0.5}},
+    "rl-black": {"stage": "eval", "start": "rl", "set": {"rollout.observation": "black"}},
+}
+
+
+def recipe(run: Path, **settings: Any) -> Recipe:
+    return changed(
+        Recipe(),
+        {
+            "run": str(run),
+            "eval.items": 8,
+            "eval.bootstrap": 100,
+            "ladder.arms": ARMS,
+            "ladder.tested": "rl",
+            "ladder.reference": "rl-text",
+            "ladder.seeds": [3, 5],
+            "ladder.validation_items": 4,
+            "ladder.rl_rates": [1e-4, 1e-3],
+            **settings,
+        },
+    )
+
+
+class Played:
+    """Stands for training and asking: `right` says how many of a measurement's answers are right,
+    `done` what was done, in order.
+    """
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.right: Callable[[Recipe], int] = lambda recipe: 4
+
+    def train(self, stage: str) -> Callable[[Recipe], Path]:
+        def run(recipe: Recipe) -> Path:
+            assert recipe.run is not None
+            rate = getattr(recipe, stage).learning_rate
+            self.done.append(f"{stage} {recipe.run.parts[-3]} seed {recipe.seed} rate {rate:g}")
+            with RunFolder(recipe.run) as folder:
+                row = {"stage": stage, "step": 1, "tokens": 7, "seconds": 2.0, "prompts": 3}
+                more = {"completion_tokens": 5.0, "seconds_rollout": 1.0, "seconds_update": 0.5}
+                folder.append("metrics", row | more)
+            model = recipe.run / "model"
+            model.mkdir()
+            told = made_by(recipe, stage=stage, start=recipe.model)  # type: ignore[arg-type]
+            (model / "saccade.json").write_text(json.dumps(told))
+            return model
+
+        return run
+
+    def measure(self, recipe: Recipe, *, arm: str) -> None:
+        assert recipe.run is not None
+        self.done.append(f"{recipe.eval.split} {arm} seed {recipe.seed}")
+        right = self.right(recipe)
+        with RunFolder(recipe.run) as folder:
+            for number in range(recipe.eval.items):
+                folder.append("rows", {"number": number, **row(number, number < right).to_json()})
+
+
+def row(number: int, right: bool) -> SampleRow:
+    return SampleRow(
+        id=f"q{number}",
+        rollout=0,
+        kind="value",
+        stratum="look" if number % 2 else "easy",
+        cluster=f"q{number}",
+        answer="1",
+        strict=right,
+        lenient=right,
+        reward=float(right),
+        stop=StopReason.ANSWERED,
+        scored=True,
+        calls={"look": number % 2},
+        completion_tokens=3,
+        coverage=None,
+        tightness=None,
+        seconds=0.1,
+        image_tokens=12,
+        gold=str(number % 3),
+        choices=4,
+    )
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    found = Played()
+    monkeypatch.setattr(ladder.sft, "run", found.train("sft"))
+    monkeypatch.setattr(ladder.rl, "run", found.train("rl"))
+    monkeypatch.setattr(ladder.measure, "run", found.measure)
+    return found
+
+
+# --- arms -----------------------------------------------------------------------------------------
+
+
+def test_an_arm_has_what_its_neighbour_has_and_says_by_what_it_differs(tmp_path: Path) -> None:
+    arms = arms_of(recipe(tmp_path).ladder)
+    smooth = arms["rl-text-smooth"]
+    assert (smooth.stage, smooth.start) == ("rl", "sft")
+    assert smooth.settings == {"rollout.observation": "text", "rl.kl_beta": 0.5}
+    assert smooth.differs == "rl-text, rl.kl_beta: 0.5"
+    assert arms["rl-text"].differs == 'rl, rollout.observation: "text"'
+    assert [a.depth for a in arms.values()] == [0, 1, 2, 2, 2, 2]
+    assert [a.name for a in arms.values() if not a.varies] == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("arms", "words"),
+    [
+        ({"a": {"like": "b"}, "b": {}}, r"ladder\.arms\.a\.like must name an arm above it .*got b"),
+        ({"a": {"start": "a"}}, r"ladder\.arms\.a\.start must name .*there is none.*got a"),
+        ({"a": {"stage": "score"}}, "a: stage score and a file of episodes belong together"),
+        ({"a": {"stage": "rl", "data": "kept"}}, "a: only stage sft learns from kept, got .* rl"),
+    ],
+)
+def test_arms_that_contradict_themselves_are_refused(arms: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        arms_of(changed(Recipe(), {"ladder.arms": arms}).ladder)
+
+
+def test_a_ladder_without_arms_says_where_there_is_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"has no ladder\.arms; recipe charts-tiny"):
+        ladder.run(changed(Recipe(), {"run": str(tmp_path)}))
+
+
+def test_the_shipped_ladder_has_the_arms_that_could_refute_it() -> None:
+    path = Path(ladder.__file__).parent / "recipes" / "charts-tiny.yaml"
+    arms = arms_of(load_recipe(path).ladder)
+    trained = {a.name: a for a in arms.values() if a.stage == "rl"}
+    assert {a.start for a in trained.values()} == {"sft"}
+    own = {name: a.settings for name, a in trained.items()}
+    assert own["v-toolrl"] == {}
+    modes = {s.get("rollout.observation") for s in own.values()}
+    assert modes == {None, "text", "none", "swapped"}
+    assert own["rl-no-tools"] == {"tools": []}
+    for name, arm in trained.items():  # each by one key
+        like = arm.differs.partition(",")[0]
+        if name != "v-toolrl":
+            assert len(set(own[name]) - set(own[like])) == 1
+
+
+# --- the order of things --------------------------------------------------------------------------
+
+
+def test_rates_are_chosen_on_validation_before_any_test_item_is_asked(
+    played: Played, tmp_path: Path
+) -> None:
+    played.right = lambda r: 3 if "rate-0.001" in str(r.run) else 1  # the higher rate is better
+    results = ladder.run(recipe(tmp_path))
+    first_test = next(i for i, d in enumerate(played.done) if d.startswith("test"))
+    assert all(not d.startswith("test") for d in played.done[:first_test])
+    assert all(d.startswith("test") for d in played.done[first_test:])
+    trained = [d for d in played.done if d.startswith("rl rl-text ")]
+    assert trained == [
+        "rl rl-text seed 3 rate 0.0001",
+        "rl rl-text seed 3 rate 0.001",
+        "rl rl-text seed 5 rate 0.001",
+    ]
+    assert results["arms"]["rl-text"]["rate"] == 1e-3
+    assert results["arms"]["rl-text"]["validation"] == {"0.0001": 0.25, "0.001": 0.75}
+    assert not [d for d in played.done if d.startswith("validation sft")]  # one rate: no choice
+
+
+def test_of_rates_that_are_equally_good_the_lower_one_is_taken(
+    played: Played, tmp_path: Path
+) -> None:
+    assert ladder.run(recipe(tmp_path))["arms"]["rl"]["rate"] == 1e-4
+
+
+def test_every_arm_starts_from_the_model_of_its_own_seed(played: Played, tmp_path: Path) -> None:
+    ladder.run(recipe(tmp_path))
+    for seed in (3, 5):
+        folder = RunFolder(tmp_path / "arms" / "rl" / f"seed-{seed}" / "rate-0.0001")
+        told = json.loads((folder.path / "model" / "saccade.json").read_text())
+        assert (told["seed"], told["from"]["stage"], told["from"]["seed"]) == (seed, "sft", seed)
+
+
+def test_what_does_not_depend_on_the_seed_is_asked_once(played: Played, tmp_path: Path) -> None:
+    results = ladder.run(recipe(tmp_path))
+    assert [d for d in played.done if "base" in d] == ["test base seed 3"]
+    asked = [d for d in played.done if "rl-black" in d]
+    assert asked == ["test rl-black seed 3", "test rl-black seed 5"]
+    assert results["arms"]["base"]["seeds"] == [3]
+
+
+def test_a_finished_ladder_does_nothing_again_and_a_broken_one_only_what_is_missing(
+    played: Played, tmp_path: Path
+) -> None:
+    first = ladder.run(recipe(tmp_path))
+    done = len(played.done)
+    assert ladder.run(recipe(tmp_path)) == first
+    assert len(played.done) == done
+    rows = tmp_path / "arms" / "rl" / "seed-5" / "test" / "rows.jsonl"
+    rows.unlink()
+    assert ladder.run(recipe(tmp_path)) == first
+    assert played.done[done:] == ["test rl seed 5"]
+
+
+def test_a_ladder_that_was_begun_can_not_be_changed(played: Played, tmp_path: Path) -> None:
+    ladder.run(recipe(tmp_path))
+    ladder.run(recipe(tmp_path, threads=7, **{"ladder.jobs": 1}))
+    with pytest.raises(RecipeError, match="begun with another recipe"):
+        ladder.run(recipe(tmp_path, **{"ladder.seeds": [3, 5, 6]}))
+    with pytest.raises(RecipeError, match="begun with another recipe"):
+        ladder.run(recipe(tmp_path, **{"rl.steps": 7}))
+
+
+def test_only_some_arms_run_with_those_that_they_start_from(played: Played, tmp_path: Path) -> None:
+    results = ladder.run(recipe(tmp_path, **{"ladder.only": ["rl-black"]}))
+    assert list(results["arms"]) == ["sft", "rl", "rl-black"]
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def test_results_hold_figures_differences_costs_and_chance(played: Played, tmp_path: Path) -> None:
+    played.right = lambda r: 8 if r.rollout.observation == "image" and r.dialect != "plain" else 2
+    results = ladder.run(recipe(tmp_path))
+    split = results["splits"]["test"]
+    assert split["arms"]["rl"]["by_stratum"]["accuracy"]["look"][0] == 1.0
+    pair = next(p for p in split["pairs"] if p["b"] == "rl-black")
+    assert pair["by_stratum"]["all"] == [0.75, *pair["by_stratum"]["all"][1:]]
+    assert split["arms"]["rl"]["image_tokens"] == 12
+    assert split["chance"]["value"]["guess"] == 0.25
+    assert split["chance"]["value"]["constant"] == pytest.approx(3 / 8)
+    assert {g["arm"] for g in split["gain_and_harm"]} == set(ARMS) - {"rl-text"}
+    costs = results["arms"]["rl"]["training"]
+    assert costs == [{"steps": 1, "episodes": 24, "tokens": 120.0, "seconds": 1.5}] * 2
+    assert results["arms"]["sft"]["training"][0] == {"steps": 1, "tokens": 7, "seconds": 2.0}
+    assert json.loads((tmp_path / "ladder.json").read_text()) == results
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def test_jobs_in_processes_do_the_same_and_tell_the_first_error(tmp_path: Path) -> None:
+    arms = {"a": {"stage": "sft", "data": "answers"}}
+    made = changed(
+        Recipe(),
+        {
+            "run": str(tmp_path),
+            "dialect": "plain",
+            "rl.steps": 1,
+            "rl.prompts_per_step": 2,
+            "ladder.arms": arms,
+        },
+    )
+    [arm] = arms_of(made.ladder).values()
+
+    def job(seed: int, task: str) -> ladder.Job:
+        settings = {"seed": seed, "run": str(tmp_path / str(seed)), "task.name": task}
+        return ladder.Job("answers", arm, changed(made, settings))
+
+    with ladder._workers(2, tmp_path) as work:
+        work([job(0, "charts"), job(1, "charts")], "data")
+        with pytest.raises(RecipeError, match="nonsense"):
+            work([job(2, "nonsense")], "data")
+    lines = [(tmp_path / str(k) / "demonstrations.jsonl").read_text() for k in (0, 1)]
+    assert all(len(text.splitlines()) == 2 for text in lines)
+    assert (tmp_path / "logs").is_dir()
