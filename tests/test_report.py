@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from saccade.types import (
     Episode,
     Evidence,
     ImageShown,
+    Message,
     Parsed,
     Sample,
     Score,
@@ -265,6 +269,22 @@ def test_failed_calls_and_calls_that_never_ran_say_so() -> None:
     assert page.words.count("the JSON ends early") == 1
     assert "zoom(by=2) not run" in page.words
     assert "call failed" in page.by_class
+
+
+def test_in_a_control_the_picture_is_the_one_that_the_model_was_shown() -> None:
+    """The page once drew the true crop where the model had been shown a black one."""
+    store = ImageStore()
+    episode = _episode(store, _crop_turn(store, Box(20, 20, 60, 60)))
+
+    def darkest(one: Episode) -> int:
+        found = re.findall(r'src="data:image/webp;base64,([^"]+)"', episode_html(one, store))
+        pictures = [Image.open(io.BytesIO(base64.b64decode(f))).convert("L") for f in found]
+        return min(p.getpixel((p.width // 2, p.height // 2)) for p in pictures)
+
+    black = store.add(root_view(Image.new("RGB", (40, 40), "#000000")))
+    told = (Message("tool", (ImageShown(black, "img_2"),)),)
+    assert darkest(episode) > 150
+    assert darkest(replace(episode, messages=told)) < 50
 
 
 def _hostile_episode(store: ImageStore, text: str) -> Episode:

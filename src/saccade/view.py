@@ -351,12 +351,17 @@ def _before(episode: Episode, number: int, gaze: _Gaze, store: ImageStore) -> It
     for result in episode.turns[number - 1].results:
         for part in result.parts:
             if isinstance(part, ImageShown):
-                yield _shown_figure(part, number - 1, gaze, store)
+                # in a control another picture stood under that name
+                shown = episode.images.get(part.name, part.image)
+                yield _shown_figure(part, shown, number - 1, gaze, store)
 
 
-def _shown_figure(part: ImageShown, turn: int, gaze: _Gaze, store: ImageStore) -> _Figure:
+def _shown_figure(
+    part: ImageShown, shown: ImageRef, turn: int, gaze: _Gaze, store: ImageStore
+) -> _Figure:
+    """What the model was shown of a look, with the gaze of the look itself."""
     chips = gaze.chips(part.image, part.image.box, how="seen", turn=turn, phrase=part.name)
-    return _figure(part.image, part.name, chips, store)
+    return _figure(shown, part.name, chips, store)
 
 
 def _named_figure(named: BoxNamed, turn: int, gaze: _Gaze, store: ImageStore) -> _Figure:
@@ -394,7 +399,7 @@ def _note(part: Part, turn: int, gaze: _Gaze, store: ImageStore | None) -> _Note
         return _Note(_shortened(part.text))
     if isinstance(part, ImageShown):
         chips = gaze.chips(part.image, part.image.box, how="seen", turn=turn, phrase=part.name)
-        figure = _shown_figure(part, turn, gaze, store) if store else None
+        figure = _shown_figure(part, part.image, turn, gaze, store) if store else None
         return _Note(f"{part.name}, {part.image.width} × {part.image.height} px", chips, figure)
     sure = "" if part.score is None else f" ({part.score:.2f})"
     if isinstance(part, MaskFound):
