@@ -328,7 +328,6 @@ class _Sheet:
                 xs, [self.spec.value(m) for m in marks], width=width, color=self.color(place)
             )
             self.bars(axes, dict(zip(marks, bars, strict=True)), bars, font_px)
-        self.order()
 
     def stacked(self, inside: Box) -> None:
         """Columns of parts, each with its label inside, on a paler colour."""
@@ -354,7 +353,6 @@ class _Sheet:
             )
             self.bars(axes, dict(zip(marks, bars, strict=True)), bars, font_px, where="center")
             bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
-        self.order()
 
     def pie(self, inside: Box) -> None:
         """Slices clockwise from the top, each with its label outside."""
@@ -413,11 +411,6 @@ class _Sheet:
         self.texts[mark] = text
         self.digit_heights[mark] = self.digits(font_px)
         self.is_smallest = self.is_smallest and font_px <= _LEAST_PX
-
-    def order(self) -> None:
-        """Labels in the order of the marks, where they were drawn series by series."""
-        self.marks = {m: self.marks[m] for m in self.spec.marks}
-        self.texts = {m: self.texts[m] for m in self.spec.marks}
 
     def rendered(self) -> ChartDrawing:
         """The figure without its labels, then each label, whose box is what it changes."""
