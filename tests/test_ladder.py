@@ -223,6 +223,26 @@ def test_a_finished_ladder_does_nothing_again_and_a_broken_one_only_what_is_miss
     assert played.done[done:] == ["test rl seed 5"]
 
 
+def test_what_failed_by_our_doing_is_asked_again(played: Played, tmp_path: Path) -> None:
+    ladder.run(recipe(tmp_path))
+    done = len(played.done)
+    path = tmp_path / "arms" / "rl" / "seed-5" / "test" / "rows.jsonl"
+    first, *rest = path.read_text().splitlines()
+    failed = json.loads(first) | {"stop": StopReason.ENGINE_FAILED.value, "scored": False}
+    failed |= {"strict": None, "lenient": None, "reward": None}
+    path.write_text("\n".join([json.dumps(failed), *rest]) + "\n")
+    ladder.run(recipe(tmp_path))
+    assert played.done[done:] == ["test rl seed 5"]
+
+
+def test_too_few_resamples_are_refused_before_anything_is_trained(
+    played: Played, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=r"eval\.bootstrap of at least 100.*got 99"):
+        ladder.run(recipe(tmp_path, **{"eval.bootstrap": 99}))
+    assert not played.done
+
+
 def test_a_ladder_that_was_begun_can_not_be_changed(played: Played, tmp_path: Path) -> None:
     ladder.run(recipe(tmp_path))
     ladder.run(recipe(tmp_path, threads=7, **{"ladder.jobs": 1}))

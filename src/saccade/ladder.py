@@ -28,7 +28,7 @@ from saccade.atomic_files import Reading
 from saccade.config import LadderConfig, Recipe
 from saccade.dialects import dialect
 from saccade.episode_json import episode_from_json
-from saccade.errors import RecipeError
+from saccade.errors import DataError, RecipeError
 from saccade.evaluate import SampleRow, row_of
 from saccade.ladder_figures import (
     Resampling,
@@ -42,10 +42,12 @@ from saccade.recipe_files import changed, dump_recipe, recipe_from
 from saccade.run_folder import RunFolder
 from saccade.synth import write_demonstrations
 from saccade.synth_kept import answers_only, kept_rollouts
+from saccade.types import Outcome
 
 __all__ = ["Arm", "arms_of", "run", "trained_model"]
 
 Stage = Literal["eval", "sft", "rl", "score"]
+LEAST_RESAMPLES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,11 @@ def run(recipe: Recipe) -> dict[str, Any]:
     config = recipe.ladder
     if not config.arms:
         raise RecipeError("The recipe has no ladder.arms; recipe charts-tiny shows a whole ladder.")
+    if recipe.eval.bootstrap < LEAST_RESAMPLES:
+        raise RecipeError(
+            f"A ladder needs eval.bootstrap of at least {LEAST_RESAMPLES} for its intervals, "
+            f"got {recipe.eval.bootstrap}."
+        )
     arms = _chosen(arms_of(config), config.only)
     top = recipe.run or Path("runs/ladder")
     recipe = recipe.model_copy(update={"run": top})
@@ -370,7 +377,16 @@ def _scored(recipe: Recipe, arm: Arm, split: str) -> list[SampleRow]:
     rubric = task_of(recipe).rubric
     with Reading(path.name):
         lines = path.read_text(encoding="utf-8").splitlines()
-    return [row_of(episode_from_json(json.loads(line)), rubric) for line in lines if line.strip()]
+    found = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            episode = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"Line {number} of {path.name!r} is no episode: {error}.") from None
+        found.append(row_of(episode_from_json(episode), rubric))
+    return found
 
 
 # --- work -----------------------------------------------------------------------------------------
@@ -438,7 +454,9 @@ def _is_done(job: Job) -> bool:
             job.recipe, stage=job.arm.stage, start=job.recipe.model
         )
     if job.action == "measure":
-        return folder.is_dir() and len(_rows(job.recipe)) == job.recipe.eval.items
+        rows = _rows(job.recipe) if folder.is_dir() else []
+        ours = any(r.stop.outcome is Outcome.OURS for r in rows)  # to be asked again
+        return len(rows) == job.recipe.eval.items and not ours
     return (folder / "demonstrations.jsonl").is_file()
 
 
@@ -533,7 +551,7 @@ def _split_results(
 ) -> dict[str, Any]:
     """Figures of all arms on one split, and their differences."""
     config = recipe.ladder
-    resampling = Resampling(max(100, recipe.eval.bootstrap), seeds_by=config.intervals)
+    resampling = Resampling(recipe.eval.bootstrap, seeds_by=config.intervals)
     rows = {
         name: {
             seed: _scored(recipe, arm, split)

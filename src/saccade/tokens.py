@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,12 +95,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        return replace(self, **_moved(self, device))
 
 
 class Span(NamedTuple):
@@ -150,12 +145,13 @@ class Pack:
 
     def to(self, device: torch.device | str) -> Pack:
         """The same on a device."""
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), torch.Tensor)
-        }
-        return replace(self, **moved)
+        return replace(self, **_moved(self, device))
+
+
+def _moved(arrays: Batch | Pack, device: torch.device | str) -> dict[str, Any]:
+    """All tensors of the fields, on a device."""
+    values = {f.name: getattr(arrays, f.name) for f in fields(arrays)}
+    return {n: v.to(device) for n, v in values.items() if isinstance(v, torch.Tensor)}
 
 
 def episode_tree(episodes: Sequence[Episode]) -> Tree:
