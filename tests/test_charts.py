@@ -16,7 +16,17 @@ from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.tasks import CLUSTER, Task, task_named
 from saccade.tasks.charts import Charts
 from saccade.types import Answer, Episode, Message, Parsed, StopReason, TurnRecord
-from saccade.worlds.chart_data import CHARTS, KINDS, SPLITS, TITLES, ChartSpec, Mark, draw_data
+from saccade.worlds.chart_data import (
+    CHARTS,
+    KINDS,
+    SPLITS,
+    TAUGHT,
+    TITLES,
+    ChartKind,
+    ChartSpec,
+    Mark,
+    draw_data,
+)
 from saccade.worlds.charts import READABLE_PX, ChartItem, item, spec_for, visible_gap_px
 from saccade.worlds.drawing import KEPT_OUT, TRAINED, thumbnail_scale
 from saccade.worlds.lessons import label_region
@@ -207,15 +217,18 @@ def test_a_question_in_two_steps_rests_on_the_title_and_then_the_mark() -> None:
         assert mark.place is not None
 
 
-def test_kinds_and_charts_come_in_the_stated_shares() -> None:
-    found = [spec_for("pretrain", index)[:2] for index in range(2000)]
+@pytest.mark.parametrize(("split", "charts"), [("pretrain", TAUGHT), ("train", CHARTS)])
+def test_kinds_and_charts_come_in_the_stated_shares(
+    split: str, charts: dict[ChartKind, float]
+) -> None:
+    found = [spec_for(split, index)[:2] for index in range(2000)]
     kinds = Counter(kind for _, kind in found)
     assert sum(KINDS.values()) == pytest.approx(1)
     for kind, share in KINDS.items():
         assert kinds[kind] / 2000 == pytest.approx(share, abs=0.035)
     free = [spec.chart for spec, kind in found if kind not in ("label", "two_step")]
-    assert sum(CHARTS.values()) == pytest.approx(1)
-    for chart, share in CHARTS.items():
+    assert sum(charts.values()) == pytest.approx(1)
+    for chart, share in charts.items():
         assert free.count(chart) / len(free) == pytest.approx(share, abs=0.035)
 
 

@@ -21,6 +21,7 @@ from saccade.models.tiny import SETTINGS
 from saccade.worlds.chart_data import CHARTS, COLOR_NAMES, ChartSpec, Mark
 from saccade.worlds.charts import ChartItem, item
 from saccade.worlds.drawing import KEPT_OUT, TRAINED, Color, draw
+from saccade.worlds.lessons import label_region
 
 MAX_PIXELS = SETTINGS.max_pixels
 OURS = ("train", "test_style")
@@ -140,6 +141,22 @@ def test_all_marks_and_titles_have_labels_and_nothing_else_has(items: list[Chart
         assert set(one.drawing.marks) == set(one.drawing.extents) == set(one.spec.marks)
         wanted = {*one.spec.marks, *one.spec.title_marks}
         assert set(one.drawing.labels) == set(one.drawing.digit_heights) == wanted
+
+
+@pytest.mark.parametrize("split", OURS)
+def test_a_look_at_a_label_is_trimmed_to_it(split: str, items: list[ChartItem]) -> None:
+    """Marks, axes and outlines beside a label are not taken for print."""
+    larger = []
+    for one in of(items, split):
+        width, height = one.drawing.image.size
+        for label in one.drawing.labels.values():
+            region = label_region(label, width=width, height=height)
+            corners = (int(region.x0), int(region.y0), -int(-region.x1), -int(-region.y1))
+            found = print_box(one.drawing.image.crop(corners))
+            assert found is not None
+            larger.append(found.height > 1.5 * label.height + 2)
+    assert len(larger) > 300
+    assert np.mean(larger) < 0.05  # another label may stand in the margin
 
 
 def test_labels_overlap_no_other_label_and_no_other_mark(items: list[ChartItem]) -> None:

@@ -56,6 +56,7 @@ class Played:
 
     def __init__(self) -> None:
         self.done: list[str] = []
+        self.samples: set[Path] = set()
         self.right: Callable[[Recipe], int] = lambda recipe: 4
 
     def train(self, stage: str) -> Callable[[Recipe], Path]:
@@ -75,8 +76,9 @@ class Played:
 
         return run
 
-    def measure(self, recipe: Recipe, *, arm: str) -> None:
+    def measure(self, recipe: Recipe, *, arm: str, samples: Path) -> None:
         assert recipe.run is not None
+        self.samples.add(samples)
         self.done.append(f"{recipe.eval.split} {arm} seed {recipe.seed}")
         right = self.right(recipe)
         with RunFolder(recipe.run) as folder:
@@ -200,6 +202,17 @@ def test_every_arm_starts_from_the_model_of_its_own_seed(played: Played, tmp_pat
         folder = RunFolder(tmp_path / "arms" / "rl" / f"seed-{seed}" / "rate-0.0001")
         told = json.loads((folder.path / "model" / "saccade.json").read_text())
         assert (told["seed"], told["from"]["stage"], told["from"]["seed"]) == (seed, "sft", seed)
+
+
+def test_arms_share_drawn_samples_only_where_they_share_the_task(
+    played: Played, tmp_path: Path
+) -> None:
+    other = {"task.options": {"max_image_tokens": 32}}
+    arms = {"a": {"stage": "eval"}, "b": {"like": "a"}, "c": {"like": "a", "set": other}}
+    names = {"ladder.tested": "a", "ladder.reference": "b"}
+    ladder.run(recipe(tmp_path, **{"ladder.arms": arms, **names}))
+    assert len(played.samples) == 2
+    assert {folder.parent for folder in played.samples} == {tmp_path / "samples"}
 
 
 def test_what_does_not_depend_on_the_seed_is_asked_once(played: Played, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from saccade.rewards import answer, per_turn, reward
 from saccade.rollout import Setup
 from saccade.synth import write_demonstrations
 from saccade.synth_charts import demonstrations
-from saccade.tokens import batch
+from saccade.tokens import pack
 from saccade.types import Episode, Parsed, Sample, Score, Turn, TurnRecord
 
 
@@ -342,12 +342,12 @@ def test_pretraining_that_ran_out_of_time_keeps_its_last_step_and_says_so(
 def test_an_answer_counts_with_the_square_root_of_its_length() -> None:
     renderer = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
     packs = [pretrain.lesson_tree(index, renderer, seed=0) for index in range(6)]
-    packed = batch([p.flat for p in packs])
+    packed = pack([p.flat for p in packs])
     sums: dict[tuple[int, int, int], float] = {}
     lengths: Counter[tuple[int, int, int]] = Counter()
     weights = pretrain.answer_weights(packed).tolist()
     for weight, *key in zip(
-        weights, packed.row.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
+        weights, packed.tree.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
     ):
         sums[tuple(key)] = sums.get(tuple(key), 0.0) + weight
         lengths[tuple(key)] += 1

@@ -11,6 +11,7 @@ Left out on purpose: figures (`saccade.ladder_figures`) and the page that shows 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -395,8 +396,8 @@ def _scored(recipe: Recipe, arm: Arm, split: str) -> list[SampleRow]:
 class _Work:
     """Does jobs, several at the same time, and shows how far they are."""
 
-    def __init__(self, pool: ProcessPoolExecutor | None) -> None:
-        self._pool = pool
+    def __init__(self, pool: ProcessPoolExecutor | None, top: Path) -> None:
+        self._pool, self._top = pool, top
 
     def __call__(self, jobs: Sequence[Job], what: str) -> None:
         """Returns when all are done. Raises the first error once the jobs under way have ended."""
@@ -405,10 +406,12 @@ class _Work:
             return
         if self._pool is None:
             for job in missing:
-                _do(job)
+                _do(job, self._top)
             return
         with progress(f"ladder: {what}", total=len(jobs), done=len(jobs) - len(missing)) as bar:
-            futures: list[Future[None]] = [self._pool.submit(_do, job) for job in missing]
+            futures: list[Future[None]] = [
+                self._pool.submit(_do, job, self._top) for job in missing
+            ]
             for future in futures:
                 future.add_done_callback(lambda _: bar.advance())
             done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
@@ -422,7 +425,7 @@ class _Work:
 def _workers(jobs: int, top: Path) -> Iterator[_Work]:
     """One job at a time in this process, or several in processes whose words go to `logs/`."""
     if jobs == 1:
-        yield _Work(None)
+        yield _Work(None, top)
         return
     logs = top / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -433,7 +436,7 @@ def _workers(jobs: int, top: Path) -> Iterator[_Work]:
         initargs=(str(logs),),
     )
     try:
-        yield _Work(pool)
+        yield _Work(pool, top)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -460,13 +463,15 @@ def _is_done(job: Job) -> bool:
     return (folder / "demonstrations.jsonl").is_file()
 
 
-def _do(job: Job) -> None:
+def _do(job: Job, top: Path) -> None:
     recipe = job.recipe
     assert recipe.run is not None
     if job.action == "train":
         (sft.run if job.arm.stage == "sft" else rl.run)(recipe)
     elif job.action == "measure":
-        measure.run(recipe, arm=job.arm.name)
+        task = json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True)
+        own = hashlib.sha256(task.encode()).hexdigest()[:12]  # arms may have tasks of their own
+        measure.run(recipe, arm=job.arm.name, samples=top / "samples" / own)
     else:
         count = recipe.rl.steps * recipe.rl.prompts_per_step
         if job.action == "answers":

@@ -37,6 +37,7 @@ from saccade.recipe_files import check_same_run, dump_recipe, recipe_hash
 from saccade.rollout import Failures, Setup, rollout
 from saccade.run_folder import RunFolder
 from saccade.tasks import Task
+from saccade.tasks.kept import Kept
 from saccade.types import Episode, Outcome, Sample, StopReason
 
 __all__ = ["compare", "rows_of", "run"]
@@ -48,16 +49,18 @@ KEPT_EPISODES = 24
 """Whole episodes kept for the report."""
 
 
-def run(recipe: Recipe, *, arm: str) -> Summary:
+def run(recipe: Recipe, *, arm: str, samples: Path | None = None) -> Summary:
     """Ask the recipe's model the items of its split, or those still missing, and sum up all of
-    them.
+    them. Samples that are slow to make are kept in the folder `samples` for other arms.
     """
-    return asyncio.run(_run(recipe, arm=arm))
+    return asyncio.run(_run(recipe, arm=arm, samples=samples))
 
 
-async def _run(recipe: Recipe, *, arm: str) -> Summary:
+async def _run(recipe: Recipe, *, arm: str, samples: Path | None) -> Summary:
     config = recipe.eval
     task = task_of(recipe)
+    if samples is not None:
+        task = Kept(task, samples)
     with RunFolder(recipe.run or Path("runs/eval")) as folder:
         check_same_run(folder.recipe(), recipe, stage="eval")
         check_same_start(folder, recipe, stage="eval")

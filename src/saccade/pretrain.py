@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -27,13 +26,14 @@ from saccade.assemble import made_by, prepare
 from saccade.config import PretrainConfig, Recipe
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
-from saccade.models.qwen2vl import encode_images, hidden_states, token_logits, with_linear_patches
+from saccade.models.chosen import chosen_logprobs
+from saccade.models.qwen2vl import encode_images, predicting_states, with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.run_folder import RunFolder
-from saccade.tokens import Batch, Flat, Tree, batch, flatten
+from saccade.tokens import Flat, Pack, Tree, flatten, pack
 from saccade.types import ImageRef, ImageShown, Message, Part, Segment, Text
 from saccade.worlds.charts import item
 from saccade.worlds.lessons import TOPICS, lessons
@@ -203,14 +203,20 @@ def _step(
     numbers: torch.Tensor,
 ) -> dict[str, float]:
     """One optimiser step on the weighted mean loss over all taught tokens."""
-    packed = batch([p.flat for p in packs])
+    packed = pack([p.flat for p in packs])
     features = encode_images(
         model, [x for p in packs for x in p.patches], [g for p in packs for g in p.grids]
     )
-    logits = token_logits(model, packed, hidden_states(model, packed, features))  # (N, V)
-    losses = F.cross_entropy(logits, packed.target, reduction="none")  # (N,)
+    shown = dict(zip((i.key for i in packed.images), features, strict=True))
+    chosen = chosen_logprobs(
+        predicting_states(model, packed, shown),
+        model.lm_head.weight,
+        packed.target,
+        temperature=1.0,
+        suppressed=None,
+    )
     weights = answer_weights(packed)
-    loss = (losses * weights).sum() / weights.sum()
+    loss = -(chosen.logprobs * weights).sum() / weights.sum()
     loss.backward()
     norm = clip_gradients(model.parameters(), 1.0)
     for optimizer in trained:
@@ -220,21 +226,21 @@ def _step(
         [
             packs[r].topics[b][t]
             for r, b, t in zip(
-                packed.row.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
+                packed.tree.tolist(), packed.branch.tolist(), packed.turn.tolist(), strict=True
             )
         ]
     )  # (N,)
     row = {"loss": loss.item(), "grad_norm": norm}
-    return row | _right(topics, logits.detach().argmax(-1), packed.target, numbers)
+    return row | _right(topics, chosen.likeliest, packed.target, numbers)
 
 
-def answer_weights(packed: Batch) -> torch.Tensor:
+def answer_weights(packed: Pack) -> torch.Tensor:
     """Weights (N,) of taught tokens: an answer counts with the square root of its length.
 
     With equal weights the long lists of boxes would leave a hundredth of the gradient to readings
     and sums.
     """
-    answers = torch.stack([packed.row, packed.branch, packed.turn])
+    answers = torch.stack([packed.tree, packed.branch, packed.turn])
     _, answer, lengths = answers.unique(dim=1, return_inverse=True, return_counts=True)
     return lengths[answer].float().rsqrt()
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from saccade.assemble import (
@@ -34,13 +33,14 @@ from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
-from saccade.models.qwen2vl import hidden_states, token_logits
+from saccade.models.chosen import chosen_logprobs
+from saccade.models.qwen2vl import predicting_states
 from saccade.models.tiny import save
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.run_folder import RunFolder
 from saccade.synth import Demonstration, read_demonstrations, replay
-from saccade.tokens import Batch, Tree, batch, flatten, tokenize
+from saccade.tokens import Pack, Tree, flatten, pack, tokenize
 
 __all__ = ["run", "trainable"]
 
@@ -88,7 +88,7 @@ def run(recipe: Recipe) -> Path:
                 began = time.monotonic()
                 chosen = _batch_of(step, len(flats), config.batch_size, seed=recipe.seed)
                 rate = config.learning_rate * _rate_factor(step, steps, config.warmup_steps)
-                packed = batch([flats[i] for i in chosen]).to(device_of(policy))
+                packed = pack([flats[i] for i in chosen]).to(device_of(policy))
                 features = frozen or image_features(policy, packed.images, store=store)
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -139,18 +139,25 @@ def trainable(model: nn.Module, *, freeze_vision: bool) -> list[nn.Parameter]:
 
 def _step(
     policy: Policy,
-    packed: Batch,
+    packed: Pack,
     features: Mapping[str, torch.Tensor],
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
 ) -> dict[str, float]:
-    logits = token_logits(policy.model, packed, hidden_states(policy.model, packed, features))
-    loss = F.cross_entropy(logits.float(), packed.target)
+    """One optimiser step on the mean loss of all taught tokens."""
+    chosen = chosen_logprobs(
+        predicting_states(policy.model, packed, features),
+        policy.model.lm_head.weight,
+        packed.target,
+        temperature=1.0,
+        suppressed=None,
+    )
+    loss = -chosen.logprobs.mean()
     loss.backward()
     norm = clip_gradients(policy.model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    right = (logits.argmax(-1) == packed.target).float().mean()
+    right = (chosen.likeliest == packed.target).float().mean()
     return {"loss": loss.item(), "grad_norm": norm, "right_tokens": right.item()}
 
 

@@ -25,6 +25,8 @@ class Chosen(NamedTuple):
     """(N,) float32"""
     entropy: torch.Tensor
     """(N,) float32, in nats, of the distribution that the token was drawn from; no gradient."""
+    likeliest: torch.Tensor
+    """(N,) the id that the model would have chosen."""
 
 
 def chosen_logprobs(
@@ -52,12 +54,13 @@ class _Chosen(torch.autograd.Function):
         target: torch.Tensor,
         never: torch.Tensor,
         scale: float,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         empty = hidden.new_empty(len(hidden), dtype=torch.float32)
         logprobs, entropy, normal = empty, torch.empty_like(empty), torch.empty_like(empty)
+        likeliest = torch.empty_like(target)
         for at in _pieces(len(hidden), len(weight)):
             logits = _logits(hidden[at], weight, never, scale)
-            most = logits.amax(-1, keepdim=True)
+            most, best = logits.max(-1, keepdim=True)
             logits.sub_(most)
             picked = logits.gather(1, target[at, None])[:, 0]
             shares = logits.exp()
@@ -66,10 +69,11 @@ class _Chosen(torch.autograd.Function):
             logprobs[at] = picked - log_total
             entropy[at] = log_total - logits.mul_(shares).sum(-1) / total
             normal[at] = log_total + most[:, 0]
+            likeliest[at] = best[:, 0]
         ctx.scale = scale
         ctx.save_for_backward(hidden, weight, target, never, normal)
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
+        ctx.mark_non_differentiable(entropy, likeliest)
+        return logprobs, entropy, likeliest
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -18,6 +18,7 @@ __all__ = [
     "COLOR_NAMES",
     "KINDS",
     "SPLITS",
+    "TAUGHT",
     "TITLES",
     "ChartKind",
     "ChartSpec",
@@ -52,6 +53,18 @@ CHARTS: dict[ChartKind, float] = {
     "panels": 0.14,
 }
 """Kinds of charts and their shares, where the question does not demand panels."""
+TAUGHT: dict[ChartKind, float] = {
+    "bar": 0.14,
+    "line": 0.12,
+    "scatter": 0.10,
+    "pie": 0.24,
+    "grouped": 0.13,
+    "stacked": 0.17,
+    "panels": 0.10,
+}
+"""Their shares among the charts of the pretraining split: more of those whose labels stand at no
+common height, which are learned last.
+"""
 SPLITS = {
     "pretrain": (0, 66),
     "train": (66, 80),
@@ -160,12 +173,14 @@ class ChartSpec:
         return next(s for s, (low, high) in SPLITS.items() if low <= percent < high)
 
 
-def draw_data(rng: np.random.Generator, kind: QuestionKind) -> tuple[ChartSpec, tuple[Mark, ...]]:
+def draw_data(
+    rng: np.random.Generator, kind: QuestionKind, charts: dict[ChartKind, float] = CHARTS
+) -> tuple[ChartSpec, tuple[Mark, ...]]:
     """Random data, and the marks that a question of that kind rests on: one or two, the extreme
     and its rival, all marks of a count, the title and the mark of a question in two steps.
     """
     needs_panels = kind in ("label", "two_step")
-    chart: ChartKind = "panels" if needs_panels else _choice(rng, CHARTS)
+    chart: ChartKind = "panels" if needs_panels else _choice(rng, charts)
     lengths = _lengths(rng, chart, kind)
     low, high = _RANGE.get(chart, (10, 100))
     values = [[int(v) for v in rng.integers(low, high, size=n)] for n in lengths]

@@ -14,8 +14,10 @@ import numpy as np
 from saccade.geometry import Box
 from saccade.worlds import matplotlib_charts
 from saccade.worlds.chart_data import (
+    CHARTS,
     KINDS,
     SPLITS,
+    TAUGHT,
     TITLES,
     ChartSpec,
     Mark,
@@ -79,8 +81,9 @@ def spec_for(
         raise ValueError(f"Unknown split {split!r}. Available: {', '.join(SPLITS)}.")
     rng = np.random.default_rng([list(SPLITS).index(split), index, 20])
     kind = list(KINDS)[int(rng.choice(len(KINDS), p=list(KINDS.values())))]
+    charts = TAUGHT if split == "pretrain" else CHARTS
     while True:
-        spec, asked = draw_data(rng, kind)
+        spec, asked = draw_data(rng, kind, charts)
         if spec.split == split:
             return spec, kind, asked, rng
 

@@ -40,7 +40,7 @@ COLORS: dict[str, tuple[Color, ...]] = {
     "purple": ((130, 60, 180), (110, 40, 150), (150, 85, 205)),
     "brown": ((130, 80, 50), (115, 65, 30), (145, 95, 65)),
     "pink": ((245, 130, 195), (250, 150, 205), (235, 110, 180)),
-    "gray": ((127, 127, 127), (105, 105, 110), (145, 145, 150)),
+    "gray": ((127, 127, 127), (116, 116, 121), (145, 145, 150)),
     "yellow": ((235, 205, 30), (245, 220, 60), (225, 190, 10)),
     "cyan": ((30, 190, 210), (60, 205, 225), (20, 170, 195)),
 }
@@ -51,6 +51,10 @@ _HEAD_WORDS = (
     "net", "gross",
 )
 # fmt: on
+LINE = (125, 125, 132)
+"""Axes, outlines and paths. They, like all marks, are too bright to be print to `ink`: a look at a
+label that also holds a piece of them is trimmed to the label.
+"""
 SHADE = 48
 """Levels that the background falls from side to side: a cue to place, as light gives in life."""
 
@@ -288,7 +292,7 @@ class _Sheet:
         if kind == "line":
             line_px = max(2, round(self.image.width * self.rng.uniform(0.003, 0.006)))
             path = [(centers[m], tips[m]) for m in centers]
-            self.pen.line(path, fill=(90, 90, 100), width=line_px)
+            self.pen.line(path, fill=LINE, width=line_px)
         radius = max(4.0, min(slot * 0.2, self.image.width * self.rng.uniform(0.018, 0.035)))
         half = slot * (0.46 if len(groups) > 1 else style.bar_share)
         for mark, x in centers.items():
@@ -359,12 +363,12 @@ class _Sheet:
             angle += turn
 
     def bar(self, mark: Mark, box: Box, *, lightened: bool = False) -> None:
-        outline = (30, 30, 30) if self.style.is_outlined and not lightened else None
+        outline = LINE if self.style.is_outlined and not lightened else None
         self.pen.rectangle(box.as_tuple(), fill=self.fill(mark, lightened), outline=outline)
         self.marks[mark] = box
 
     def dot(self, mark: Mark, box: Box) -> None:
-        outline = (30, 30, 30) if self.style.is_outlined else None
+        outline = LINE if self.style.is_outlined else None
         self.pen.ellipse(box.as_tuple(), fill=self.fill(mark), outline=outline)
         self.marks[mark] = box
 
@@ -416,9 +420,9 @@ class _Sheet:
                 anchor = "lm" if on_right else "rm"
                 pen.text(at, str(value), font=style.small, fill=(90, 90, 90), anchor=anchor)
             value += style.tick_step
-        pen.line([(area.x0, base), (area.x1, base)], fill=(60, 60, 60), width=2)
+        pen.line([(area.x0, base), (area.x1, base)], fill=LINE, width=2)
         if style.has_axis:
-            pen.line([(side, area.y0), (side, base)], fill=(60, 60, 60), width=2)
+            pen.line([(side, area.y0), (side, base)], fill=LINE, width=2)
 
 
 @lru_cache(maxsize=512)

@@ -109,13 +109,15 @@ def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[
     first = rng.random()
     whole = (
         teacher.caption()
-        if first < 0.25
+        if first < 0.2
         else teacher.point_at_some()
-        if first < 0.8
+        if first < 0.7
         else teacher.rank()
     )
     part = teacher.point_at_one() if rng.random() < 0.8 else teacher.name()
-    plain = teacher.question() if rng.random() < 0.6 else teacher.other_question()
+    seen = item.stratum == "easy" and rng.random() < 0.6  # what can't be seen is not asked plainly
+    plain = teacher.question() if seen else teacher.other_question()
+    more = teacher.arithmetic() if rng.random() < 0.5 else teacher.point_at_some()
     reading: Lesson = (teacher.reading(),)
     if rng.random() < 0.6:
         before = (
@@ -125,7 +127,7 @@ def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[
             teacher.other_question,
         )
         reading = (before[int(rng.integers(len(before)))](), *reading)
-    return [(whole,), (part,), (plain,), (teacher.arithmetic(),), reading]
+    return [(whole,), (part,), (plain,), (more,), reading]
 
 
 class _Teacher:
@@ -212,7 +214,7 @@ class _Teacher:
         kind: QuestionKind = "comparison"
         if manner < 0.2:
             kind = "count"
-        elif manner < 0.6 or self.spec.value(a) == self.spec.value(b):
+        elif manner < 0.35 or self.spec.value(a) == self.spec.value(b):
             kind = "value"
         asked, answer = question(self.spec, kind, (a, b))
         return Exchange("question", (asked,), answer)
