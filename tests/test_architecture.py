@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "saccade"
 LAYERS = (
-    ("errors", "geometry", "progress", "environment"),
+    ("errors", "geometry", "progress", "environment", "daemon_threads"),
     ("plugins",),
     ("types", "picture_files", "atomic_files"),
     ("images", "ink", "config", "coverage"),

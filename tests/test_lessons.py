@@ -15,9 +15,9 @@ from saccade.worlds.lessons import (
     TOPICS,
     Exchange,
     Lesson,
+    found_by_title,
     label_region,
     lessons,
-    read_titles,
     rounded_box,
     worked_answer,
 )
@@ -88,7 +88,10 @@ def test_no_lesson_shows_what_the_model_pointed_at_because_it_pointed(
     follows = asked = 0
     for one in items:
         for lesson in (le for seed in range(3) for le in lessons_of(one, seed)):
-            if len(lesson) == 2 and said(lesson[0]).startswith("Where is the label of"):
+            opening = said(lesson[0])
+            if opening.endswith("Where are the titles?"):
+                continue  # what is shown then are those titles
+            if len(lesson) == 2 and opening.startswith("Where is the label of"):
                 [place] = re.findall(PLACE, said(lesson[0]))
                 asked += 1
                 numbers = re.findall(r"\d+", lesson[1].answer)
@@ -100,9 +103,11 @@ def test_no_lesson_shows_what_the_model_pointed_at_because_it_pointed(
 # --- places ---------------------------------------------------------------------------------------
 
 
-def targets(one: ChartItem, exchange: Exchange) -> list[Box]:
+def targets(one: ChartItem, lesson: Lesson, exchange: Exchange) -> list[Box]:
     """What the boxes of an answer must hold, in their order."""
     asked, drawing, spec = said(exchange), one.drawing, one.spec
+    if asked.endswith("Where are the titles?"):
+        return [region(one, mark) for mark in spec.title_marks]
     called = marks_of(one)
     if exchange.topic == "caption":
         found = re.search(r" of (\w+ \d)\.$", asked)
@@ -110,7 +115,8 @@ def targets(one: ChartItem, exchange: Exchange) -> list[Box]:
         is_marks = asked.startswith("Describe")
         return [drawing.marks[m] if is_marks else region(one, m) for m in marks]
     if exchange.topic == "reading":  # the label of a mark in the panel of a title
-        found = re.search(r"label of (\w+ \d) in the panel titled (\w+)\?", asked)
+        whole = " ".join(map(said, lesson))
+        found = re.search(r"(?:label|value) of (\w+ \d) in the panel titled (\w+)\?", whole)
         assert found
         panel = spec.titles.index(found[2]) + 1
         return [region(one, called[f"panel {panel} {found[1]}"])]
@@ -123,11 +129,11 @@ def test_boxes_of_lessons_are_those_asked_for_rounded_outward(items: list[ChartI
     seen = Counter()
     for one in items:
         frame = Frame.thousand(*one.drawing.image.size)
-        for exchange in exchanges_of(one):
+        for lesson, exchange in ((le, e) for le in lessons_of(one) for e in le):
             told = boxes_of(exchange.answer)
             if exchange.topic not in ("caption", "pointing") and not told:
                 continue
-            wanted = targets(one, exchange)
+            wanted = targets(one, lesson, exchange)
             seen[" ".join(said(exchange).replace("<view> Read. ", "").split()[:4])] += 1
             for box, target in zip(told, wanted, strict=True):
                 assert all(v % GRAIN == 0 for v in box.as_tuple())
@@ -162,7 +168,10 @@ def test_captions_name_colours_and_pointing_names_places_in_order(items: list[Ch
                 assert spec.chart in said(exchange) or "labels" in said(exchange)
                 assert len(words) <= max(5, max(map(len, spec.values)))
             elif exchange.topic == "pointing" and not lines[0].startswith("["):
-                assert words == re.findall(rf"{PLACE}|panel \d", said(exchange))
+                asked = re.findall(rf"{PLACE}|panel \d", said(exchange))
+                if said(exchange).endswith("Where are the titles?"):
+                    asked = [spec.called(m) for m in spec.title_marks]
+                assert words == asked
                 assert len(set(words)) == len(words) <= 4
 
 
@@ -209,7 +218,8 @@ def test_views_show_whole_labels_and_are_read_in_their_order(items: list[ChartIt
         chart = np.asarray(one.drawing.image).astype(int)
         for exchange in (e for e in exchanges_of(one) if e.topic == "reading"):
             views = [a for a in exchange.asked if not isinstance(a, str)]
-            told = re.sub(PLACE, "", exchange.answer.split("\n")[0].partition(":")[0])
+            first, *later = exchange.answer.split("\n")[0].split(": ")
+            told = re.sub(rf"{PLACE}|panel \d", "", later[0] if len(later) == 2 else first)
             read = re.findall(rf"\d+|{TITLE}", told)
             assert len(read) == len(views)
             for view, text in zip(views, read, strict=True):
@@ -230,8 +240,28 @@ def test_a_label_is_framed_with_three_quarters_of_its_height_and_stays_inside() 
     assert label_region(Box(2, 2, 20, 10), width=22, height=90) == Box(0, 0, 22, 16)
 
 
-def test_titles_are_read_in_order_and_then_the_panel() -> None:
-    assert read_titles(["rain", "coal", "sun"], "coal") == "rain, coal, sun: panel 2"
+def test_what_is_looked_for_stands_before_the_titles_and_where_it_is_behind_them() -> None:
+    assert found_by_title(["rain", "coal", "sun"], "coal", "bar 2") == (
+        "coal bar 2: rain panel 1, coal panel 2, sun panel 3: coal panel 2 bar 2"
+    )
+
+
+def test_a_label_is_found_by_the_title_of_its_panel_in_two_exchanges(
+    items: list[ChartItem],
+) -> None:
+    seen = 0
+    for one in items:
+        for lesson in lessons_of(one):
+            if not said(lesson[0]).endswith("Where are the titles?"):
+                continue
+            first, second = lesson
+            views = [a for a in second.asked if not isinstance(a, str)]
+            assert len(views) == len(one.spec.titles) == len(boxes_of(first.answer))
+            [told] = re.findall(r"of (\w+ \d) in the panel titled (\w+)\?", said(first))
+            own, title = told
+            assert second.answer.startswith(found_by_title(one.spec.titles, title, own))
+            seen += 1
+    assert seen > 5
 
 
 # --- questions and sums ---------------------------------------------------------------------------
@@ -258,6 +288,8 @@ def check_exchange(one: ChartItem, exchange: Exchange) -> str:
         assert worked == [str(best(numbers))]
         assert answer == words[numbers.index(best(numbers))]
         return "choice"
+    if asked.endswith("Where are the titles?"):
+        return "other"
     if found := re.search(r"value of (\w+ \d) in the panel titled (\w+)\?", asked):
         panel = spec.titles.index(found[2]) + 1
         assert answer == str(value[f"panel {panel} {found[1]}"])

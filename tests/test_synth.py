@@ -276,7 +276,10 @@ def test_two_steps_read_all_titles_first_and_then_one_label() -> None:
         assert first.thought.split("\n") == panels
         assert len(first.calls) == len(titles)
         own = chart.spec.called(mark).removeprefix(f"panel {place} ")
-        assert second.thought == f"{', '.join(titles)}: panel {place} {own}"
+        told = [f"{word} panel {k}" for k, word in enumerate(titles, start=1)]
+        assert second.thought == (
+            f"{titles[place - 1]} {own}: {', '.join(told)}: {titles[place - 1]} panel {place} {own}"
+        )
         assert len(second.calls) == 1
         assert (first.answer, second.answer, last) == (
             None,

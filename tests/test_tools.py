@@ -881,15 +881,42 @@ def test_a_call_that_misses_its_deadline_is_abandoned() -> None:
 
 def test_an_abandoned_call_that_ends_late_disturbs_nobody() -> None:
     # it ends after its loop was closed; an exception in its thread would be a warning, so an error
+    released, ended = threading.Event(), threading.Event()
+    where: list[threading.Thread] = []
+
+    @tool
+    def hold(text: Annotated[str, "what to say"]) -> str:
+        """Wait to be released."""
+        where.append(threading.current_thread())
+        released.wait(timeout=20)
+        ended.set()
+        return text
+
+    with pytest.raises(ToolUnavailable):
+        call_all(box_of(hold, deadline_s=0.05), call("hold", text="x"))
+    assert where[0].daemon  # the end of the process does not wait for it
+    released.set()
+    assert ended.wait(timeout=20)
+
+
+def test_threads_are_used_again_but_for_those_that_hang() -> None:
     released = threading.Event()
-    before = set(threading.enumerate())
+    where: list[threading.Thread] = []
+
+    @tool
+    def note() -> str:
+        """Say in which thread it runs."""
+        where.append(threading.current_thread())
+        return "noted"
+
+    for _ in range(5):
+        call_all(box_of(note), call("note"))
+    assert len(set(where)) < 5
     with pytest.raises(ToolUnavailable):
         call_all(box_of(holding(released), deadline_s=0.05), call("hold", text="x"))
-    (late,) = set(threading.enumerate()) - before
-    assert late.daemon
+    (result,) = call_all(box_of(note, deadline_s=5.0), call("note"))
+    assert not result.failed
     released.set()
-    late.join(timeout=20)
-    assert not late.is_alive()
 
 
 def test_abandoned_calls_do_not_starve_later_ones() -> None:

@@ -341,6 +341,9 @@ def bench_rl(
     tool_style: Annotated[
         Literal["schema", "signature", "silent"], typer.Option(help="How prompts tell of tools.")
     ] = "schema",
+    tools: Annotated[
+        Literal["one", "all"], typer.Option(help="Tools that prompts tell of.")
+    ] = "one",
     image_tokens: Annotated[int, typer.Option(min=4, help="Budget of a picture.")] = 256,
     freeze_vision: Annotated[bool, typer.Option(help="Train no vision tower.")] = False,
     micro_batch: Annotated[int, typer.Option(min=1, help="Episodes in a pass of TRL.")] = 8,
@@ -348,6 +351,7 @@ def bench_rl(
 ) -> None:
     """Whole steps of RL: ours, TRL's, and the matrix products that no step can do without."""
     from saccade.benches.rl import bench_rl as bench
+    from saccade.tools import builtin_tools
 
     found = bench(
         against,
@@ -357,6 +361,7 @@ def bench_rl(
         group=group,
         threads=threads,
         tool_style=tool_style,
+        tools=tuple(builtin_tools()) if tools == "all" else (),
         image_tokens=image_tokens,
         freeze_vision=freeze_vision,
         micro_batch=micro_batch,

@@ -18,7 +18,13 @@ from saccade.synth import Demonstration
 from saccade.types import Answer, Parsed, ToolCall
 from saccade.worlds.chart_data import Mark
 from saccade.worlds.charts import ChartItem, item
-from saccade.worlds.lessons import GRAIN, label_region, read_titles, rounded_box, worked_answer
+from saccade.worlds.lessons import (
+    GRAIN,
+    found_by_title,
+    label_region,
+    rounded_box,
+    worked_answer,
+)
 
 __all__ = ["QUALITIES", "demonstrate", "demonstrations"]
 
@@ -60,8 +66,8 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
     titles = chart.spec.title_marks
     first = _turn(chart, [chart.spec.called(t) for t in titles], titles, quality, rng)
     own = chart.spec.called(mark).removeprefix(f"{chart.spec.called(title)} ")
-    read = read_titles(chart.spec.titles, chart.spec.printed(title))
-    return [first, _turn(chart, [f"{read} {own}"], [mark], quality, rng), final]
+    found = found_by_title(chart.spec.titles, chart.spec.printed(title), own)
+    return [first, _turn(chart, [found], [mark], quality, rng), final]
 
 
 def _turn(

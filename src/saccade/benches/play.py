@@ -35,8 +35,8 @@ from saccade.rewards import Reward, Rubric
 from saccade.rollout import Setup
 from saccade.synth import Demonstration, replay
 from saccade.tokens import Batch, batch, episode_tree, flatten, tokenize
+from saccade.tools import ToolBox, tools_named
 from saccade.tools.spec import XCoordinate, YCoordinate, tool
-from saccade.tools.toolbox import ToolBox
 from saccade.types import Episode, Sample
 
 __all__ = [
@@ -179,14 +179,17 @@ def recipe_for(
     tool_style: str,
     freeze_vision: bool,
     image_tokens: int,
+    tools: Sequence[str] = (),
 ) -> Recipe:
-    """The recipe of our side; TRL's is made to fit it."""
+    """The recipe of our side; TRL's is made to fit it. `tools` stand in the prompt beside the one
+    that is called.
+    """
     return Recipe(
         model=str(model),
         threads=threads,
         dialect="hermes",
         tool_style=tool_style,
-        tools=(),
+        tools=tuple(tools),
         min_image_tokens=SETTINGS.min_pixels // SETTINGS.factor**2,
         max_image_tokens=image_tokens,
         rollout=RolloutConfig(
@@ -208,9 +211,13 @@ def recipe_for(
 
 
 def setup_of(recipe: Recipe, policy: Policy, task: Glances, *, store: ImageStore) -> Setup:
-    """Our engine, dialect and limits, with the one tool of this measurement."""
+    """Our engine, dialect and limits, with the tools that the prompt tells of."""
     setup = setup_for(recipe, policy, store=store, rubric=task.rubric)
-    return replace(setup, toolbox=ToolBox([glance], store=store))
+    return replace(setup, toolbox=_toolbox(recipe.tools, store))
+
+
+def _toolbox(others: Sequence[str], store: ImageStore) -> ToolBox:
+    return ToolBox([*tools_named(others), glance], store=store)
 
 
 def counts_of(episode: Episode) -> Counts:
@@ -233,14 +240,24 @@ def counts_of(episode: Episode) -> Counts:
 # --- the model ------------------------------------------------------------------------------------
 
 
-def teach(folder: Path, *, seed: int, threads: int, tool_style: str, image_tokens: int) -> None:
+def teach(
+    folder: Path,
+    *,
+    seed: int,
+    threads: int,
+    tool_style: str,
+    image_tokens: int,
+    tools: Sequence[str] = (),
+) -> None:
     """Make a model folder whose model keeps to the form and draws the numbers in it. Raises
     SaccadeError where the form was not learned.
     """
     torch.set_num_threads(threads)
     task = Glances((picture(-1),))
     store = ImageStore()
-    renderer = _renderer(task, store, tool_style=tool_style, image_tokens=image_tokens)
+    told_of = _toolbox(tools, store).specs
+    lines = dialect("hermes", style=tool_style).instructions(told_of)
+    renderer = _renderer(task, store, lines, image_tokens=image_tokens)
     model = build_model(
         renderer.tokenizer, seed=seed, hidden=96, layers=3, vision=64, vision_layers=2
     )
@@ -254,6 +271,7 @@ def teach(folder: Path, *, seed: int, threads: int, tool_style: str, image_token
         tool_style=tool_style,
         freeze_vision=True,
         image_tokens=image_tokens,
+        tools=tools,
     )
     policy = load_policy(recipe)
     packed = _lessons(policy, setup_of(recipe, policy, task, store=store), task)
@@ -264,12 +282,8 @@ def teach(folder: Path, *, seed: int, threads: int, tool_style: str, image_token
     _check(load_policy(recipe), packed, store)
 
 
-def _renderer(
-    task: Glances, store: ImageStore, *, tool_style: str, image_tokens: int
-) -> Qwen2VLRenderer:
-    """With a tokenizer that knows the words of these episodes."""
-    tools = ToolBox([glance], store=store).specs
-    told = dialect("hermes", style=tool_style).instructions(tools)
+def _renderer(task: Glances, store: ImageStore, told: str, *, image_tokens: int) -> Qwen2VLRenderer:
+    """With a tokenizer that knows the words of these episodes; `told` is what tells of tools."""
     [sample] = task.load("teaching", store=store, count=1)
     lines = (told, sample.question, FIRST_TURN, SECOND_TURN)
     settings = replace(SETTINGS, max_pixels=image_tokens * SETTINGS.factor**2)

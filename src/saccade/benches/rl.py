@@ -160,6 +160,7 @@ def bench_rl(
     group: int = 8,
     threads: int = 1,
     tool_style: Literal["schema", "signature", "silent"] = "schema",
+    tools: Sequence[str] = (),
     image_tokens: int = 256,
     freeze_vision: bool = False,
     micro_batch: int = 8,
@@ -169,7 +170,8 @@ def bench_rl(
 ) -> dict[str, Any]:
     """Seconds of whole steps, rollouts a second and their ratio; every setting by name.
 
-    `tool_style` says how the prompt describes tools, on both sides, and so how long it is;
+    `tool_style` says how the prompt describes tools, on both sides, and `tools` which ones beside
+    the one that is called, and so how long it is;
     `image_tokens` is the budget of each picture on both sides.
     `micro_batch` is the number of episodes in one pass of TRL's update. `model` is a folder that
     `teach` made for the same style; without, one is made. Raises SaccadeError where a setting can't
@@ -188,6 +190,7 @@ def bench_rl(
                 threads=threads,
                 tool_style=tool_style,
                 image_tokens=image_tokens,
+                tools=tools,
             )
         recipe = recipe_for(
             model,
@@ -197,6 +200,7 @@ def bench_rl(
             tool_style=tool_style,
             freeze_vision=freeze_vision,
             image_tokens=image_tokens,
+            tools=tools,
         )
         recipe = recipe.model_copy(update={"seed": seed})
         task = Glances(tuple(picture(n) for n in range(total * prompts)))
@@ -324,7 +328,8 @@ def _side(steps: Sequence[_Step] | Sequence[TrlStep], episodes: int) -> dict[str
 
 def _configuration(ours: _Ours, settings: dict[str, Any], *, warmup: int) -> dict[str, Any]:
     recipe, model = ours.recipe, ours.policy.model
-    sections = {"rollout", "rl", "dialect", "tool_style", "min_image_tokens", "max_image_tokens"}
+    sections = {"rollout", "rl", "dialect", "tool_style", "tools"}
+    sections |= {"min_image_tokens", "max_image_tokens"}
     told = recipe.model_dump(mode="json", include=sections)
     told["rl"] = {k: v for k, v in told["rl"].items() if k not in UNUSED}
     text = model.config.get_text_config()

@@ -15,15 +15,14 @@ import difflib
 import itertools
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from jsonschema import Draft202012Validator
 
+from saccade.daemon_threads import in_thread
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame, Mask, Point
 from saccade.image_store import ImageStore
@@ -227,7 +226,7 @@ class ToolBox:
                 ) from error
 
         try:
-            return await asyncio.wait_for(_in_thread(work, name=tool.name), self.deadline_s)
+            return await asyncio.wait_for(in_thread(work), self.deadline_s)
         except TimeoutError:
             raise ToolUnavailable(
                 f"Tool {tool.name} missed its deadline of {self.deadline_s:g} s; "
@@ -451,25 +450,6 @@ def _new_names(images: Mapping[str, ImageRef]) -> Iterator[str]:
     """img_K, K from the number of images on; names that are taken are left out."""
     names = (f"img_{k}" for k in itertools.count(len(images)))
     return (name for name in names if name not in images)
-
-
-def _in_thread(work: Callable[[], T], *, name: str) -> asyncio.Future[T]:
-    """Runs `work` in a daemon thread of its own; cancelling the future abandons it."""
-    future: Future[T] = Future()
-    # a running future can't be cancelled, so an abandoned thread may still set its result in peace
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            result = work()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    waiting = asyncio.wrap_future(future)
-    threading.Thread(target=run, daemon=True, name=f"saccade-tool-{name}").start()
-    return waiting
 
 
 # --- sentences ------------------------------------------------------------------------------------

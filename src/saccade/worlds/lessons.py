@@ -28,9 +28,9 @@ __all__ = [
     "Lesson",
     "Topic",
     "box_text",
+    "found_by_title",
     "label_region",
     "lessons",
-    "read_titles",
     "rounded_box",
     "worked_answer",
 ]
@@ -98,9 +98,14 @@ def worked_answer(item: ChartItem, kind: QuestionKind, asked: Sequence[Mark], an
     return f"{told}: {chosen}\n{answer}"
 
 
-def read_titles(titles: Sequence[str], wanted: str) -> str:
-    """Titles of panels in order, and which panel has the wanted one."""
-    return f"{', '.join(titles)}: panel {list(titles).index(wanted) + 1}"
+def found_by_title(titles: Sequence[str], wanted: str, own: str) -> str:
+    """What is looked for, the titles with their panels, and so where it is.
+
+    Each word of the result stands shortly before it: a small model finds by copying, and does not
+    learn to count or to look far back.
+    """
+    told = [f"{title} panel {number}" for number, title in enumerate(titles, start=1)]
+    return f"{wanted} {own}: {', '.join(told)}: {told[list(titles).index(wanted)]} {own}"
 
 
 def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
@@ -119,7 +124,9 @@ def lessons(item: ChartItem, rng: np.random.Generator, *, frame: Frame) -> list[
     plain = teacher.question() if seen else teacher.other_question()
     more = teacher.arithmetic() if rng.random() < 0.5 else teacher.point_at_some()
     reading: Lesson = (teacher.reading(),)
-    if rng.random() < 0.6:
+    if item.spec.titles and rng.random() < 0.4:
+        reading = teacher.find_by_title()
+    elif rng.random() < 0.6:
         before = (
             teacher.point_at_one,
             teacher.point_at_some,
@@ -269,13 +276,30 @@ class _Teacher:
         """Views of all titles, then a label in the panel that one of them names."""
         mark, titles = self._one(), self.spec.title_marks
         views = [part for m in titles for part in (self._view(m), READ)]
+        asked, found = self._by_title(mark)
+        parts = (asked, *views) if self.rng.random() < 0.5 else (*views, asked)
+        return Exchange("reading", parts, found)
+
+    def find_by_title(self) -> Lesson:
+        """The same in two exchanges: where the titles are, and what they say."""
+        mark, titles = self._one(), self.spec.title_marks
+        asked, found = self._by_title(mark)
+        if self.rng.random() < 0.5:
+            asked, _ = question(self.spec, "two_step", (Mark(mark.part), mark))
+        listed = "\n".join(
+            f"{self.spec.called(m)} {box_text(self.frame, self.regions[m])}" for m in titles
+        )
+        views = [part for m in titles for part in (self._view(m), READ)]
+        first = Exchange("pointing", (f"{asked} Where are the titles?",), listed)
+        return (first, Exchange("reading", tuple(views), found))
+
+    def _by_title(self, mark: Mark) -> tuple[str, str]:
+        """A question for the label of a mark in the panel of a title, and its answer."""
         title = self.spec.titles[mark.part]
         own = f"{self.spec.thing} {(mark.place or 0) + 1}"
-        asked = f"Where is the label of {own} in the panel titled {title}?"
-        read = read_titles(self.spec.titles, title)
         box = box_text(self.frame, self.regions[mark])
-        parts = (asked, *views) if self.rng.random() < 0.5 else (*views, asked)
-        return Exchange("reading", parts, f"{read} {own} {box}")
+        found = found_by_title(self.spec.titles, title, own)
+        return f"Where is the label of {own} in the panel titled {title}?", f"{found} {box}"
 
     def _question_with_views(self) -> Exchange:
         own = self.rng.random() < 0.5 and self.item.kind not in ("count", "two_step")

@@ -1,0 +1,57 @@
+"""Work in daemon threads that are used again.
+
+Invariant: work that hangs keeps its thread to itself, and nobody waits for it, not even the end of
+the process; whoever comes next gets another one.
+
+Starting a thread makes the starter wait until the new one had its turn: beside a thread that
+decodes, 5 ms for each call, and the event loop stands still meanwhile.
+Left out on purpose: a limit, which is `ToolBox.workers`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import TypeVar
+
+__all__ = ["in_thread"]
+
+T = TypeVar("T")
+Inbox = SimpleQueue[Callable[[], None]]
+
+_idle: list[Inbox] = []
+os.register_at_fork(after_in_child=_idle.clear)  # threads do not live on there
+
+
+def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """What `work` returns or raises; cancelling the future abandons it."""
+    future: Future[T] = Future()
+    # a running future can't be cancelled, so an abandoned thread may still set its result in peace
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    waiting = asyncio.wrap_future(future)
+    try:
+        inbox = _idle.pop()
+    except IndexError:
+        inbox = SimpleQueue()
+        threading.Thread(target=_serve, args=(inbox,), daemon=True, name="saccade-tool").start()
+    inbox.put(run)
+    return waiting
+
+
+def _serve(inbox: Inbox) -> None:
+    while True:
+        inbox.get()()
+        _idle.append(inbox)
