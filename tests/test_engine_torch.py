@@ -25,8 +25,8 @@ from saccade.images import root_view
 from saccade.models.qwen2vl import (
     encode_images,
     hidden_states,
+    sampling_logprobs,
     token_logits,
-    token_logprobs,
     with_linear_patches,
 )
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
@@ -124,9 +124,9 @@ class World:
             )
             logits = token_logits(self.model, packed, hidden_states(self.model, packed, features))
             return (
-                token_logprobs(
-                    logits, packed.target, temperature=temperature, suppressed=suppressed
-                ),
+                sampling_logprobs(logits, temperature=temperature, suppressed=suppressed).gather(
+                    -1, packed.target[:, None]
+                )[:, 0],
                 packed.sampled_logprobs,
             )
 

@@ -17,8 +17,8 @@ from saccade.images import root_view
 from saccade.models.qwen2vl import (
     encode_images,
     hidden_states,
+    sampling_logprobs,
     token_logits,
-    token_logprobs,
     with_linear_patches,
 )
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
@@ -78,7 +78,8 @@ class World:
             [RENDERER.grid(i) for i in packed.images],
         )
         logits = token_logits(self.model, packed, hidden_states(self.model, packed, features))
-        return token_logprobs(logits, packed.target, temperature=1.0, suppressed=None)
+        every = sampling_logprobs(logits, temperature=1.0, suppressed=None)
+        return every.gather(-1, packed.target[:, None])[:, 0]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,6 @@ __all__ = [
     "predicting_states",
     "sampling_logprobs",
     "token_logits",
-    "token_logprobs",
     "with_linear_patches",
 ]
 
@@ -175,21 +174,6 @@ def predicting_states(
 def token_logits(model: nn.Module, packed: Batch, hidden: torch.Tensor) -> torch.Tensor:
     """Logits (N, V) that predict each trained token, and no others."""
     return model.lm_head(hidden[packed.row, packed.source])
-
-
-def token_logprobs(
-    logits: torch.Tensor,
-    target: torch.Tensor,
-    *,
-    temperature: float,
-    suppressed: torch.Tensor | None,
-) -> torch.Tensor:
-    """Logprobs (N,) of the chosen ids under the distribution that is sampled: temperature,
-    suppressed ids.
-    """
-    return sampling_logprobs(logits, temperature=temperature, suppressed=suppressed).gather(
-        -1, target[:, None]
-    )[:, 0]
 
 
 def sampling_logprobs(
