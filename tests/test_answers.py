@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade.rewards.answers import RULES, extract, lenient, strict
+from saccade.rewards.answers import extract, lenient, strict
+from saccade.rewards.published_rules import RULES
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "answer_vectors.json").read_text("utf-8"))
 SYMBOLIC = {"math_verify", "openthinkimg_manual"}

@@ -26,6 +26,7 @@ from saccade.evaluate import (
 from saccade.geometry import Affine, Box, Point, Polygon, union_area
 from saccade.images import ImageView, root_view
 from saccade.rewards import Rubric, answer_published
+from saccade.rewards.answers import SCORER_VERSION
 from saccade.types import (
     Answer,
     BoxFound,
@@ -404,7 +405,8 @@ def results() -> dict[str, object]:
 
 def test_results_have_the_agreed_form_and_are_json():
     made = json.loads(json.dumps(results(), allow_nan=False))
-    assert set(made) == {"arms", "pairs"}
+    assert set(made) == {"scorer", "arms", "pairs"}
+    assert made["scorer"] == SCORER_VERSION
     assert set(made["arms"]["rl"]) == {
         *("n", "accuracy", "accuracy_scored", "lenient", "kinds", "calls", "calls_by_tool"),
         *("completion_tokens", "image_tokens"),

@@ -15,7 +15,8 @@ from typing import Any
 
 from saccade.errors import DataError
 from saccade.geometry import Frame
-from saccade.rewards.answers import RULES, lenient, strict
+from saccade.rewards.answers import lenient, strict
+from saccade.rewards.published_rules import RULES
 from saccade.rewards.boxes import (
     acc_at_0_5,
     center_acc,

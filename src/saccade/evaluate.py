@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from saccade.coverage import overlap
 from saccade.errors import DataError
 from saccade.rewards import Rubric
-from saccade.rewards.answers import judged, lenient, strict
+from saccade.rewards.answers import SCORER_VERSION, judged, lenient, strict
 from saccade.tasks import CLUSTER
 from saccade.types import Episode, ImageRef, Outcome, StopReason
 
@@ -438,6 +438,7 @@ def _sample_means(
 def results_json(arms: Mapping[str, Summary], pairs: Iterable[Comparison]) -> dict[str, Any]:
     """The content of `results.json`: figures by arm and comparisons between arms."""
     return {
+        "scorer": SCORER_VERSION,
         "arms": {name: summary.to_json() for name, summary in arms.items()},
         "pairs": [pair.to_json() for pair in pairs],
     }

@@ -1,360 +1,25 @@
-"""Whether an answer is right: the published rules, bit for bit with their bugs, and our own two.
+"""Whether an answer is right, by our own two rules, and which words of a text are the answer.
 
 Invariant: every function takes (gold, prediction) in this order, never raises on any text, and
-takes time about linear in the length of the prediction. `RULES` reproduces what the named upstream
-code returns and is for comparison with published numbers; `strict` is for rewards and metrics;
+takes time about linear in the length of the prediction. `strict` is for rewards and metrics;
 `lenient` shows beside it what formatting cost.
-Left out on purpose: judges, and partial credit outside the upstream rules that give it.
+Left out on purpose: judges, and partial credit.
 """
 
 from __future__ import annotations
 
-import ast
 import re
 import string
-import threading
 import unicodedata
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from typing import NamedTuple, Protocol
 
-__all__ = ["RULES", "SCORER_VERSION", "Rule", "extract", "judged", "lenient", "strict"]
+from saccade.rewards.quantities import only_quantity, quantities_agree, whole_quantity
+
+__all__ = ["SCORER_VERSION", "extract", "judged", "lenient", "strict"]
 
 SCORER_VERSION = 1
 """Stored beside scores, so that runs can be scored again and told apart."""
-
-
-class Rule(Protocol):
-    """A published rule. `year` and `qt` (question type) are read by the ChartQAPro rules alone."""
-
-    def __call__(
-        self, gold: str, prediction: str, *, year: str | Sequence[str] = (), qt: str = ""
-    ) -> bool | float: ...
-
-
-# --- published rules ------------------------------------------------------------------------------
-# Sources and commits: answer_vectors.json, "rules". Written from the description in the scoring
-# reference.
-
-TOLERANCE = 0.05
-
-
-def _float(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _chartqa_float(text: str) -> float | None:
-    if not text.endswith("%"):
-        return _float(text)
-    value = _float(text.rstrip("%"))
-    return None if value is None else value / 100.0
-
-
-def chartqa_relaxed_nostrip(gold: str, prediction: str) -> bool:
-    """ChartQA relaxed accuracy (pix2struct, lmms-eval): 5% in floats, else equal lower case."""
-    p, g = _chartqa_float(prediction), _chartqa_float(gold)
-    if p is not None and g:  # a gold of 0 is compared as text
-        return abs(p - g) / abs(g) <= TOLERANCE
-    return prediction.lower() == gold.lower()
-
-
-def chartqa_relaxed(gold: str, prediction: str) -> bool:
-    """ChartQA relaxed accuracy as VLMEvalKit has it: the prediction is stripped first."""
-    return chartqa_relaxed_nostrip(gold, prediction.strip())
-
-
-def _edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance, bit-parallel (Myers 1999; Hyyro 2003): len(b) steps on len(a) bits."""
-    if not a or not b:
-        return max(len(a), len(b))
-    places = _places(a)
-    full, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
-    plus, minus, distance = full, 0, len(a)
-    for character in b:
-        equal = places.get(character, 0)
-        diagonal = (((equal & plus) + plus) ^ plus) | equal | minus
-        up = (minus | ~(diagonal | plus)) & full
-        down = diagonal & plus
-        distance += bool(up & last) - bool(down & last)
-        up = (up << 1) | 1
-        plus = ((down << 1) | ~(diagonal | up)) & full
-        minus = up & diagonal & full
-    return distance
-
-
-def _common_length(a: str, b: str) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyro 2004)."""
-    places = _places(a)
-    full = (1 << len(a)) - 1
-    open_ = full
-    for character in b:
-        hit = open_ & places.get(character, 0)
-        open_ = ((open_ + hit) | (open_ - hit)) & full
-    return len(a) - open_.bit_count()
-
-
-def _places(text: str) -> dict[str, int]:
-    """For each character the bits of its places."""
-    places: dict[str, int] = {}
-    for i, character in enumerate(text):
-        places[character] = places.get(character, 0) | 1 << i
-    return places
-
-
-def _anls(gold: str, prediction: str) -> float:
-    """1 - edit distance over the longer length, cut to 0 where the distance reaches half."""
-    g, p = " ".join(gold.lower().split()), " ".join(prediction.lower().split())
-    longer, shorter = max(len(g), len(p)), min(len(g), len(p))
-    if not longer:
-        return 1.0
-    if 2 * (longer - shorter) >= longer:  # the distance is at least the difference of the lengths
-        return 0.0
-    share = _edit_distance(g, p) / longer
-    return 1.0 - share if share < 0.5 else 0.0
-
-
-_warnings_lock = threading.Lock()
-_LITERAL_LIMIT = 20_000
-
-
-def _literal(text: str) -> object:
-    """The Python literal that the text is; None where it is none."""
-    if "[" not in text or len(text) > _LITERAL_LIMIT:
-        return None
-    # the compiler warns about odd escapes in what a model wrote; the filter is global, hence the
-    # lock
-    with _warnings_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            return ast.literal_eval(text)
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            return None
-
-
-def _literal_list(text: str) -> list[str]:
-    """The items of a Python list literal; the text alone where it is none or an empty one."""
-    value = _literal(text)
-    items = [str(item).strip(" '") for item in value] if isinstance(value, list) else []
-    return items or [text]
-
-
-def _quoted_list(text: str) -> str:
-    """A gold such as [a, b] with its items quoted, where that makes it a list literal."""
-    inside = re.match(r"^\[(.*)\]$", text.strip())
-    if not inside:
-        return text
-    quoted = re.sub(r"(?<!['\w])(\w[^,]*?)(?!['\w])", r"'\1'", inside.group(1))
-    value = _literal(f"[{quoted}]")
-    return text if value is None else str(value)
-
-
-def _chartqapro_item(gold: str, prediction: str) -> float:
-    g, p = gold.strip().strip("%").strip(), prediction.strip().strip("%").strip()
-    g_value, p_value = _float(g), _float(p)
-    if g_value is None or p_value is None:
-        return _anls(g, p)
-    if g_value == 0.0:
-        return float(p_value == 0.0)
-    return float(abs(p_value - g_value) / abs(g_value) <= TOLERANCE)
-
-
-def _chartqapro(gold: str, prediction: str, flags: Sequence[str], *, always_exact: bool) -> float:
-    golds, answers = _literal_list(_quoted_list(gold)), _literal_list(prediction)
-    flags = list(flags) * len(golds) if len(flags) < len(golds) else list(flags)
-    scores = []
-    for i, (g, p) in enumerate(zip(golds, answers, strict=False)):
-        if always_exact or (i < len(flags) and flags[i].upper() == "YES"):
-            scores.append(float(g.strip().lower() == p.strip().lower()))
-        else:
-            scores.append(_chartqapro_item(g, p))
-    return sum(scores) / max(len(golds), len(answers))
-
-
-def _flags(year: str | Sequence[str], qt: str) -> Sequence[str]:
-    flags = [year] if isinstance(year, str) else list(year)
-    return flags[-1:] if qt == "Conversational" else flags
-
-
-def chartqapro_official(
-    gold: str, prediction: str, *, year: str | Sequence[str] = (), qt: str = ""
-) -> float:
-    """ChartQAPro's own script; its exactness of Fact Checking and Multi Choice is never used."""
-    g, p = gold.strip(".").strip("\n"), prediction.strip(".").strip("\n")
-    return _chartqapro(g, p, _flags(year, qt), always_exact=False)
-
-
-def chartqapro_lmms(
-    gold: str, prediction: str, *, year: str | Sequence[str] = (), qt: str = ""
-) -> float:
-    """ChartQAPro in lmms-eval: Fact Checking and Multi Choice exact, white space off first."""
-    g, p = gold.strip().strip(".").strip("\n"), prediction.strip().strip(".").strip("\n")
-    exact = qt in ("Fact Checking", "Multi Choice")
-    return _chartqapro(g, p, _flags(year, qt), always_exact=exact)
-
-
-_MATH_LIMIT = 4_000
-_MATH_SECONDS = 5
-
-
-def math_verify(gold: str, prediction: str) -> bool:
-    """Math-Verify's verify(parse(gold), parse(prediction)), symbolic and without tolerance.
-
-    Its deadline of 5 s works by signals, which only the main thread may set; elsewhere it runs
-    without one, so keep it out of rewards. Texts above 4,000 characters are read from their end,
-    where a final answer stands.
-    """
-    from math_verify import parse, verify
-
-    in_main = threading.current_thread() is threading.main_thread()
-    seconds = _MATH_SECONDS if in_main else None
-    parsed = [parse(text[-_MATH_LIMIT:], parsing_timeout=seconds) for text in (gold, prediction)]
-    return bool(verify(parsed[0], parsed[1], timeout_seconds=seconds))
-
-
-_FUZZY_LIMIT = 20_000
-
-
-def _fuzzy_ratio(a: str, b: str) -> int:
-    """Similarity by insertions and deletions in whole percent, as `thefuzz.ratio`."""
-    a, b = a[:_FUZZY_LIMIT], b[:_FUZZY_LIMIT]
-    total = len(a) + len(b)
-    if not total:
-        return 100
-    return round(100 * (1 - (total - 2 * _common_length(a, b)) / total))
-
-
-def openthinkimg_manual(gold: str, prediction: str) -> float:
-    """OpenThinkIMG's ChartGemma script, for comparison only: it credits wrong answers in part."""
-    if math_verify(f"${gold}$", f"${prediction}$"):
-        return 1.0
-    if prediction.endswith("%"):
-        return float(prediction[:-1].split(".")[0] == gold)
-    if "." in prediction:
-        return float(prediction.split(".")[0] == gold)
-    return _fuzzy_ratio(gold, prediction) / 100
-
-
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-    "fifteen sixteen seventeen eighteen nineteen twenty"
-)
-_NUMBER_WORDS = {word: value for value, word in enumerate(_ONES.split())}
-_TALLY = re.compile(rf"\b(?:[0-9]|1[0-9]|20|{'|'.join(_NUMBER_WORDS)})\b")
-
-
-def _tally_count(text: str) -> int | None:
-    found = _TALLY.search(text.lower())
-    if not found:
-        return None
-    word = found.group()
-    return _NUMBER_WORDS[word] if word in _NUMBER_WORDS else int(word)
-
-
-def tallyqa(gold: str, prediction: str) -> bool:
-    """TallyQA (VLMEvalKit): the first number 0 to 20, in digits or words, anywhere in the text."""
-    count = _tally_count(prediction)
-    return count is not None and count == _tally_count(gold)
-
-
-_YESNO_MARKS = ';/[]"{}()=+\\_-><@`,?!'
-
-
-def _without_punctuation(text: str) -> str:
-    """VQA's punctuation step as VLMEvalKit has it; colons and apostrophes stay."""
-    number_with_comma = re.search(r"\d,\d", text) is not None
-    cleaned = text
-    for mark in _YESNO_MARKS:
-        beside_space = f"{mark} " in text or f" {mark}" in text
-        cleaned = cleaned.replace(mark, "" if beside_space or number_with_comma else " ")
-    # upstream passes a flag where the count belongs: only the first 32 dots go
-    return re.sub(r"\.(?!\d)", "", cleaned, count=32)
-
-
-def yesno(gold: str, prediction: str) -> bool:
-    """Yes/No (VLMEvalKit, VSR): one of the two words occurs and the other does not."""
-    words = set(_without_punctuation(prediction.lower()).split())
-    said = [word for word in ("Yes", "No") if word.lower() in words]
-    return said == [gold]
-
-
-_VSTAR = [
-    re.compile(pattern, re.IGNORECASE)
-    for pattern in (
-        r"^([A-D])\s*[\.)\]]*",
-        r"(?:THE\s+)?(?:ANSWER|CHOICE|OPTION)(?:\s+IS)?[\s:]+([A-D])",
-        r"\(([A-D])\)",
-        r"([A-D])\s*(?:\.|\)|])",
-        r"(?:^|\s)([A-D])(?:\s|$)",
-    )
-]
-
-
-def vstar_letter(gold: str, prediction: str) -> bool:
-    """V* (lmms-eval): the letter of the first pattern that matches, else the only A to D."""
-    text = prediction.strip().upper()
-    for pattern in _VSTAR:
-        found = pattern.search(text)
-        if found:
-            return found.group(1).upper() == gold.strip().upper()
-    letters = re.findall(r"[A-D]", text)
-    return len(letters) == 1 and letters[0] == gold.strip().upper()
-
-
-_MCQ_PREFIXES = (
-    "The best answer is",
-    "The correct answer is",
-    "The answer is",
-    "The answer",
-    "The best option is",
-    "The correct option is",
-    "Best answer:",
-    "Best option:",
-)
-
-
-def _mcq_letter(prediction: str) -> str:
-    text = prediction.strip()
-    for prefix in _MCQ_PREFIXES:
-        text = text.replace(prefix, "")
-    found = re.search(r"[A-E]", text)
-    if found:
-        return found.group()
-    if len(text.split()) > 10:
-        return ""
-    return next((c for c in "ABCDE" if text.lower() in f"({c})".lower()), "")
-
-
-def mcq_regex(gold: str, prediction: str) -> bool:
-    """Multiple choice (VLMEvalKit; TreeBench, MME-RealWorld): the first capital A to E anywhere."""
-    return _mcq_letter(prediction) == gold
-
-
-def _plain(score: Callable[[str, str], bool | float]) -> Rule:
-    def rule(
-        gold: str, prediction: str, *, year: str | Sequence[str] = (), qt: str = ""
-    ) -> bool | float:
-        return score(gold, prediction)
-
-    return rule
-
-
-RULES: Mapping[str, Rule] = {
-    "chartqa_relaxed": _plain(chartqa_relaxed),
-    "chartqa_relaxed_nostrip": _plain(chartqa_relaxed_nostrip),
-    "chartqapro_official": chartqapro_official,
-    "chartqapro_lmms": chartqapro_lmms,
-    "openthinkimg_manual": _plain(openthinkimg_manual),
-    "math_verify": _plain(math_verify),
-    "tallyqa": _plain(tallyqa),
-    "yesno": _plain(yesno),
-    "vstar_letter": _plain(vstar_letter),
-    "mcq_regex": _plain(mcq_regex),
-}
-"""Published rules by name; graded ones return a float in 0..1, the others a bool."""
 
 
 # --- our strict rule ------------------------------------------------------------------------------
@@ -479,42 +144,6 @@ def _trimmed(text: str) -> str | None:
 # --- our lenient rule -----------------------------------------------------------------------------
 
 _ANSWER_LIMIT = 400
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_TENS_WORDS = {word: 10 * (i + 2) for i, word in enumerate(_TENS.split())}
-_MAGNITUDES = {
-    "hundred": 10**2,
-    **dict.fromkeys(("k", "thousand"), 10**3),
-    **dict.fromkeys(("m", "mn", "million", "millions"), 10**6),
-    **dict.fromkeys(("b", "bn", "billion", "billions"), 10**9),
-    **dict.fromkeys(("t", "tn", "trillion", "trillions"), 10**12),
-}
-_UNITS = {
-    **dict.fromkeys(("%", "percent", "percentage", "pct"), "%"),
-    **dict.fromkeys(("$", "usd", "dollar"), "dollar"),
-    **dict.fromkeys(("€", "eur", "euro"), "euro"),
-    **dict.fromkeys(("£", "gbp", "pound"), "pound"),
-    **dict.fromkeys(("¥", "jpy", "yen"), "yen"),
-}
-_DIGITS = r"(?:[0-9]{1,3}(?:[, ][0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_WORDED = (
-    rf"(?:(?:{'|'.join(_TENS_WORDS)})[- ](?:{'|'.join(_ONES.split()[1:10])})"
-    rf"|{'|'.join([*reversed(_ONES.split()), *_TENS_WORDS])})\b"
-)
-_QUANTITY = re.compile(
-    rf"(?<![\w.])(?P<sign>[+-]?) ?(?P<currency>[$€£¥]?) ?"
-    rf"(?:(?P<digits>{_DIGITS})(?P<exponent>e[+-]?[0-9]{{1,3}}\b)?|(?P<words>{_WORDED}))"
-    rf" ?(?:(?P<magnitude>{'|'.join(_MAGNITUDES)})\b)?"
-    r" ?(?P<percent>%)?"
-)
-
-
-class _Quantity(NamedTuple):
-    value: Fraction
-    magnitude: int
-    """1 where no magnitude word stands beside the number."""
-    symbol: str
-    """The magnitude as written, where it is one letter and might be a unit."""
-    units: frozenset[str]
 
 
 def _plain_text(text: str) -> str:
@@ -524,75 +153,6 @@ def _plain_text(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] == "$":
         text = text[1:-1]
     return text.replace("\\%", "%").replace("\\{", "{").replace("\\}", "}").strip("*`\"' ")
-
-
-def _unit(word: str) -> str:
-    word = word.strip(".")
-    return _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or word.removesuffix("s")
-
-
-def _read(found: re.Match[str], rest: str) -> _Quantity:
-    """The quantity of a match, with its unit among the words that follow."""
-    words = found.group("words")
-    if words:
-        value = Fraction(sum({**_NUMBER_WORDS, **_TENS_WORDS}[w] for w in re.split("[- ]", words)))
-    else:
-        digits = found.group("digits").replace(",", "").replace(" ", "")
-        value = Fraction(digits + (found.group("exponent") or ""))
-    magnitude = found.group("magnitude") or ""
-    units = {_unit(w) for w in (found.group("currency"), found.group("percent")) if w}
-    units |= {_unit(w) for w in re.findall(r"[^\W\d_]+", rest)}
-    return _Quantity(
-        -value if found.group("sign") == "-" else value,
-        _MAGNITUDES.get(magnitude, 1),
-        magnitude if len(magnitude) == 1 else "",
-        frozenset(units),
-    )
-
-
-def _whole_quantity(text: str) -> _Quantity | None:
-    """A text that is a number with at most three words of unit, and nothing else."""
-    found = _QUANTITY.match(text)
-    if not found:
-        return None
-    rest = text[found.end() :].strip(" .")
-    if not re.fullmatch(r"(?:[^\W\d_]+\.?(?: |$)){0,3}", rest):
-        return None
-    return _read(found, rest)
-
-
-def _only_quantity(text: str) -> _Quantity | None:
-    """The quantity of a sentence that names just one; without unit, as any word may follow it."""
-    found = list(_QUANTITY.finditer(text))
-    if len(found) != 1 or any(
-        c.isdigit() for c in text[: found[0].start()] + text[found[0].end() :]
-    ):
-        return None
-    return _read(found[0], "")
-
-
-def _values(of: _Quantity, *, beside: _Quantity) -> set[Fraction]:
-    """What a number may mean: a magnitude or percent missing on the other side may be implied."""
-    values = {of.value * of.magnitude}
-    if of.magnitude != 1 and beside.magnitude == 1:
-        values.add(of.value)
-    if "%" in of.units and "%" not in beside.units:
-        values |= {v / 100 for v in values}
-    return values
-
-
-def _quantities_agree(gold: _Quantity, answer: _Quantity, *, year: bool) -> bool:
-    g_units, a_units = gold.units, answer.units
-    if gold.magnitude != answer.magnitude and 1 in (gold.magnitude, answer.magnitude):
-        # "5 m" may be metres: beside a unit it has to fit that unit
-        g_units |= {gold.symbol} - {""} if a_units else set()
-        a_units |= {answer.symbol} - {""} if g_units else set()
-    if g_units and a_units and not (g_units <= a_units or a_units <= g_units):
-        return False
-    pairs = [(g, a) for g in _values(gold, beside=answer) for a in _values(answer, beside=gold)]
-    if year:
-        return any(g == a for g, a in pairs)
-    return any(20 * abs(a - g) <= abs(g) for g, a in pairs)
 
 
 def _items(text: str) -> list[str] | None:
@@ -619,11 +179,11 @@ def _texts_agree(gold: str, answer: str) -> bool:
 
 
 def _items_agree(gold: str, answer: str, *, year: bool) -> bool:
-    g = _whole_quantity(gold)
+    g = whole_quantity(gold)
     if g is None:
         return _texts_agree(gold, answer)
-    a = _whole_quantity(answer) or _only_quantity(answer)
-    return a is not None and _quantities_agree(g, a, year=year)
+    a = whole_quantity(answer) or only_quantity(answer)
+    return a is not None and quantities_agree(g, a, year=year)
 
 
 def _lists_agree(golds: Sequence[str], answers: Sequence[str], *, year: bool) -> bool:
