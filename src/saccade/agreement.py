@@ -16,7 +16,6 @@ from typing import Any
 from saccade.errors import DataError
 from saccade.geometry import Frame
 from saccade.rewards.answers import lenient, strict
-from saccade.rewards.published_rules import RULES
 from saccade.rewards.boxes import (
     acc_at_0_5,
     center_acc,
@@ -24,6 +23,7 @@ from saccade.rewards.boxes import (
     treebench_miou,
     union_mask_iou,
 )
+from saccade.rewards.published_rules import RULES
 
 __all__ = ["Disagreement", "RuleAgreement", "score_file"]
 
