@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from saccade import ladder
+import saccade
 from saccade.assemble import made_by
 from saccade.config import Recipe
 from saccade.errors import RecipeError
 from saccade.evaluate import SampleRow
-from saccade.ladder import arms_of
+from saccade.ladder import runs as ladder
+from saccade.ladder import work as ladder_work
+from saccade.ladder.arms import arms_of
 from saccade.recipe_files import changed, load_recipe
 from saccade.run_folder import RunFolder
 from saccade.types import StopReason
@@ -113,9 +115,9 @@ def row(number: int, right: bool) -> SampleRow:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> Played:
     found = Played()
-    monkeypatch.setattr(ladder.sft, "run", found.train("sft"))
-    monkeypatch.setattr(ladder.rl, "run", found.train("rl"))
-    monkeypatch.setattr(ladder.measure, "run", found.measure)
+    monkeypatch.setattr(ladder_work.sft, "run", found.train("sft"))
+    monkeypatch.setattr(ladder_work.rl, "run", found.train("rl"))
+    monkeypatch.setattr(ladder_work.measure, "run", found.measure)
     return found
 
 
@@ -153,7 +155,7 @@ def test_a_ladder_without_arms_says_where_there_is_one(tmp_path: Path) -> None:
 
 
 def test_the_shipped_ladder_has_the_arms_that_could_refute_it() -> None:
-    path = Path(ladder.__file__).parent / "recipes" / "charts-tiny.yaml"
+    path = Path(saccade.__file__).parent / "recipes" / "charts-tiny.yaml"
     arms = arms_of(load_recipe(path).ladder)
     trained = {a.name: a for a in arms.values() if a.stage == "rl"}
     assert {a.start for a in trained.values()} == {"sft"}
@@ -307,11 +309,11 @@ def test_jobs_in_processes_do_the_same_and_tell_the_first_error(tmp_path: Path) 
     )
     [arm] = arms_of(made.ladder).values()
 
-    def job(seed: int, task: str) -> ladder.Job:
+    def job(seed: int, task: str) -> ladder_work.Job:
         settings = {"seed": seed, "run": str(tmp_path / str(seed)), "task.name": task}
-        return ladder.Job("answers", arm, changed(made, settings))
+        return ladder_work.Job("answers", arm, changed(made, settings))
 
-    with ladder._workers(2, tmp_path) as work:
+    with ladder_work.workers(2, tmp_path) as work:
         work([job(0, "charts"), job(1, "charts")], "data")
         with pytest.raises(RecipeError, match="nonsense"):
             work([job(2, "nonsense")], "data")

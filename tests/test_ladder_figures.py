@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.evaluate import Interval, Metric, SampleRow, summarise
-from saccade.ladder_figures import (
+from saccade.ladder.figures.draws import Resampling
+from saccade.ladder.figures.findings import Difference
+from saccade.ladder.figures.statistics import (
     METRICS,
-    Difference,
-    Resampling,
     arm_figures,
     differences,
     gain_and_harm,

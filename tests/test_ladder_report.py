@@ -19,7 +19,8 @@ from saccade.errors import DataError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import root_view
-from saccade.ladder_report import format_ladder, statements, write_ladder_report
+from saccade.ladder.page.report import format_ladder, write_ladder_report
+from saccade.ladder.page.statements import statements
 from saccade.run_folder import RunFolder
 from saccade.types import (
     Answer,

@@ -178,7 +178,7 @@ def ladder(
     as_json: AsJson = False,
 ) -> None:
     """Train and measure all arms of a recipe, with controls; goes on where it was stopped."""
-    from saccade import ladder as rungs
+    from saccade.ladder import runs as rungs
 
     results = rungs.run(_recipe(recipe, overrides, run=run))
     if as_json:
@@ -210,7 +210,7 @@ def rollout(
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
     """Write report.html of a run."""
-    from saccade.ladder_report import write_ladder_report
+    from saccade.ladder.page.report import write_ladder_report
     from saccade.report import write_report
 
     is_ladder = (run / "ladder.json").is_file()
@@ -411,7 +411,7 @@ def _built_in() -> dict[str, Path]:
 def _print_ladder(run: Path, results: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from saccade.ladder_report import format_ladder, write_ladder_report
+    from saccade.ladder.page.report import format_ladder, write_ladder_report
 
     page = write_ladder_report(run)
     Console().print(format_ladder(results))

@@ -10,12 +10,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from saccade import ladder
 from saccade.ask import ask
 from saccade.assemble import task_of
 from saccade.atomic_files import Writing
 from saccade.config import Recipe
 from saccade.image_store import ImageStore
+from saccade.ladder import runs as ladder
 from saccade.recipe_files import changed
 from saccade.types import Episode, Sample
 from saccade.view import gaze_picture

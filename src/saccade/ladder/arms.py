@@ -1,0 +1,94 @@
+"""The arms of a recipe: what each has from its neighbour, and by which keys it differs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from saccade.config import LadderConfig
+from saccade.errors import RecipeError
+
+__all__ = ["Arm", "arms_of", "with_starts"]
+
+Stage = Literal["eval", "sft", "rl", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """An arm with everything that it has from its neighbours."""
+
+    name: str
+    stage: Stage
+    start: str | None
+    data: Literal["demonstrations", "answers", "kept"]
+    settings: Mapping[str, Any]
+    episodes: Path | None
+    differs: str
+    """From its neighbour, in words."""
+    varies: bool
+    """Whether its model depends on the seed."""
+    depth: int
+    """Trained arms below it."""
+
+    @property
+    def is_trained(self) -> bool:
+        return self.stage in ("sft", "rl")
+
+
+def arms_of(config: LadderConfig) -> dict[str, Arm]:
+    """The arms by name, each with what it has from its neighbours. Raises RecipeError for an arm
+    whose settings contradict each other.
+    """
+    found: dict[str, Arm] = {}
+    for name, given in config.arms.items():
+        like = found.get(given.like or "")
+        stage = given.stage or (like.stage if like else "eval")
+        start = given.start or (like.start if like else None)
+        data = given.data or (like.data if like else "demonstrations")
+        episodes = given.episodes or (like.episodes if like else None)
+        if (stage == "score") != (episodes is not None):
+            raise RecipeError(
+                f"ladder.arms.{name}: stage score and a file of episodes belong together, "
+                f"got stage {stage} and episodes {episodes}."
+            )
+        if data != "demonstrations" and stage != "sft":
+            raise RecipeError(
+                f"ladder.arms.{name}: only stage sft learns from {data}, got stage {stage}."
+            )
+        below = found[start] if start else None
+        is_trained = stage in ("sft", "rl")
+        found[name] = Arm(
+            name=name,
+            stage=stage,
+            start=start,
+            data=data,
+            settings={**(like.settings if like else {}), **given.set},
+            episodes=episodes,
+            differs=_difference(given.model_dump(exclude_unset=True), like=given.like),
+            varies=is_trained or (below is not None and below.varies),
+            depth=(below.depth if below else 0) + is_trained,
+        )
+    return found
+
+
+def with_starts(arms: dict[str, Arm], only: Sequence[str]) -> dict[str, Arm]:
+    """These arms (none named: all), and those that they start from."""
+    if not only:
+        return arms
+    wanted: set[str] = set()
+    for name in only:
+        below: str | None = name
+        while below is not None:
+            wanted.add(below)
+            below = arms[below].start
+    return {name: arm for name, arm in arms.items() if name in wanted}
+
+
+def _difference(given: dict[str, Any], *, like: str | None) -> str:
+    given.pop("like", None)
+    settings = given.pop("set", {})
+    told = [f"{k}: {json.dumps(v, default=str)}" for k, v in (given | settings).items()]
+    return (f"{like}, " if like else "") + ", ".join(told)

@@ -1,0 +1,106 @@
+"""The learning curves of a ladder: each seed of each trained arm, and the mean of the seeds.
+
+Invariant: an arm's curves are those of the learning rate that was chosen for it; a mean is over the
+steps that all of its seeds logged.
+
+Left out on purpose: smoothing and drawing (`saccade.report` does).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saccade.ladder.page.results import arm_names, at, list_of, stored_rows
+from saccade.report import STROKES, Curve, Line, Points, curve_svg, number_of, smoothed
+
+__all__ = ["CurveGroup", "curve_groups"]
+
+
+class CurveGroup(NamedTuple):
+    """Curves of arms that log the same figures."""
+
+    title: str
+    curves: list[Curve]
+    legend: list[tuple[str, str]]
+    """(arm, colour)."""
+
+
+class _Logged(NamedTuple):
+    stage: str
+    key: str
+    title: str
+    unit: str
+
+
+_LOGGED = {
+    "rl": (
+        _Logged("rl", "reward", "Reward", "mean of an episode"),
+        _Logged("rl", "calls", "Tool calls", "per episode"),
+        _Logged("validation", "accuracy", "Validation accuracy", "share of right answers"),
+        _Logged("validation", "accuracy_look", "Validation accuracy on look", ""),
+        _Logged("rl", "completion_tokens", "Completion length", "tokens of an episode"),
+        _Logged("rl", "informative", "Informative groups", "share whose rollouts differ"),
+    ),
+    "sft": (
+        _Logged("sft", "loss", "Loss", "nats per token"),
+        _Logged("sft", "right_tokens", "Right tokens", "share"),
+    ),
+}
+_GROUPS = {"rl": "Arms trained by rewards", "sft": "Arms that were fine-tuned"}
+
+
+def curve_groups(run: Path, results: Mapping[str, Any]) -> list[CurveGroup]:
+    """Each seed of each trained arm at the rate that was chosen, and the mean of the seeds."""
+    groups = []
+    for stage, title in _GROUPS.items():
+        arms = [a for a in arm_names(results) if at(results, "arms", a, "stage") == stage]
+        logged = {arm: _logged(run, results, arm) for arm in arms}
+        arms = [arm for arm in arms if any(logged[arm])]
+        for start in range(0, len(arms), STROKES):  # more colours could not be told apart
+            part = arms[start : start + STROKES]
+            drawn = []
+            for what in _LOGGED[stage]:
+                lines: list[Line] = []
+                for stroke, arm in enumerate(part):
+                    lines += _lines([s[what] for s in logged[arm] if s.get(what)], stroke)
+                if lines:
+                    prefix = f"{stage}{start}-{what.stage}-{what.key}"
+                    drawn.append(Curve(what.title, what.unit, curve_svg(lines, prefix=prefix)))
+            legend = [(arm, f"var(--c{stroke})") for stroke, arm in enumerate(part)]
+            if drawn:
+                groups.append(CurveGroup(title, drawn, legend))
+    return groups
+
+
+def _logged(run: Path, results: Mapping[str, Any], arm: str) -> list[dict[_Logged, Points]]:
+    """What the training of each seed logged."""
+    rate = number_of(at(results, "arms", arm, "rate"))
+    stage = str(at(results, "arms", arm, "stage"))
+    if rate is None:
+        return []
+    found = []
+    for seed in list_of(at(results, "arms", arm, "seeds")):
+        points: dict[_Logged, Points] = defaultdict(list)
+        for row in stored_rows(run / "arms" / arm / f"seed-{seed}" / f"rate-{rate:g}", "metrics"):
+            step = number_of(row.get("step"))
+            for what in _LOGGED[stage] if step is not None else ():
+                value = number_of(row.get(what.key))
+                if row.get("stage") == what.stage and value is not None:
+                    assert step is not None
+                    points[what].append((step, value))
+        found.append(dict(points))
+    return found
+
+
+def _lines(seeds: Sequence[Points], stroke: int) -> list[Line]:
+    """A faint line for each seed and a strong one for their mean, over the steps that all have."""
+    if len(seeds) < 2:
+        return [line for points in seeds for line in smoothed(points, stroke)]
+    faint = [smoothed(points, stroke)[-1]._replace(is_faint=True) for points in seeds]
+    values = [dict(points) for points in seeds]
+    shared = sorted(set.intersection(*(set(of) for of in values)))
+    mean = [(step, sum(of[step] for of in values) / len(values)) for step in shared]
+    return [*faint, *(smoothed(mean, stroke)[-1:] if mean else ())]

@@ -1,0 +1,205 @@
+"""The things that a ladder must show, and which of them it shows.
+
+Invariant: a statement without its figure is never met; one that no arm can decide does not apply.
+
+Left out on purpose: corrections for the number of comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+from saccade.ladder.page.results import (
+    OBSERVATION,
+    accuracy_pairs,
+    arm_names,
+    at,
+    figures_of,
+    is_trained,
+)
+from saccade.report import interval_of, signed
+
+__all__ = ["Statement", "interval_text", "statements"]
+
+SWAPPED_POINTS = 30.0
+BLACK_POINTS = 20.0
+EASY_POINTS = -3.0
+MORE_CALLS = 0.5
+LOOK_PER_CENT = 80.0
+
+_NO_FIGURE = "the ladder holds no such figure"
+
+Verdict = Literal["met", "missed", "not known", "does not apply"]
+
+
+class Statement(NamedTuple):
+    """One of the things that a ladder must show, and what it found."""
+
+    claim: str
+    found: str
+    """The estimate with its interval, or why there is none; empty where it does not apply."""
+    verdict: Verdict
+    whole: bool | None = None
+    """Whether all of the 95% interval is on the right side; None without an interval."""
+
+
+def statements(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:
+    """What the ladder of this content of `ladder.json` must show, on one split.
+
+    The first one is met where the lower end of every paired interval is above 0, the others where
+    the estimate reaches the bound.
+    """
+    tested, reference = str(results.get("tested")), str(results.get("reference"))
+    arms = arm_names(results) if tested in arm_names(results) else []
+    pairs = accuracy_pairs(results, split)
+    figures = figures_of(results, split, tested)
+
+    def against(arm: str, stratum: str) -> Any:
+        return at(pairs.get((tested, arm)), "by_stratum", stratum)
+
+    def observing(kind: str) -> list[str]:
+        return [a for a in arms if at(results, "arms", a, "settings", OBSERVATION) == kind]
+
+    swapped = [arm for arm in observing("swapped") if arm != tested]
+    black = [
+        arm
+        for arm in observing("black")
+        if at(results, "arms", arm, "start") == tested and not is_trained(results, arm)
+    ]
+    return (
+        _above_all(results, split),
+        *(
+            _bounded(
+                f"{tested} at least {SWAPPED_POINTS:g} points above {arm or 'swapped views'}, "
+                "on look",
+                against(arm, "look"),
+                least=SWAPPED_POINTS,
+                applies=bool(arm),
+            )
+            for arm in swapped or [""]
+        ),
+        _bounded(
+            f"{tested} within {-EASY_POINTS:g} points of {reference} or better, on easy",
+            against(reference, "easy"),
+            least=EASY_POINTS,
+            applies=reference in arms and reference != tested,
+        ),
+        _bounded(
+            f"at least {MORE_CALLS:g} more calls of {tested} for a sample of look than of easy",
+            at(figures, "adaptive_calls"),
+            least=MORE_CALLS,
+            scale=1.0,
+            digits=2,
+            applies=bool(arms),
+        ),
+        *(
+            _bounded(
+                f"blacking out the views costs at least {BLACK_POINTS:g} points, on look"
+                + (f" ({arm})" if arm else ""),
+                against(arm, "look"),
+                least=BLACK_POINTS,
+                applies=bool(arm),
+            )
+            for arm in black or [""]
+        ),
+        _bounded(
+            f"{tested} right in at least {LOOK_PER_CENT:g}% of look",
+            at(figures, "by_stratum", "accuracy", "look"),
+            least=LOOK_PER_CENT,
+            is_difference=False,
+            applies=bool(arms),
+        ),
+    )
+
+
+def _above_all(results: Mapping[str, Any], split: str) -> Statement:
+    """Whether the tested arm is above every other one trained from its demonstrations, on look."""
+    tested = str(results.get("tested"))
+    claim = f"{tested} above every other arm that starts from the same demonstrations, on look"
+
+    def lowest(arm: str) -> str | None:
+        trained = [a for a in _started_from(results, arm) if is_trained(results, a)]
+        return trained[-1] if trained else None
+
+    first = lowest(tested)
+    others = [
+        arm
+        for arm in arm_names(results)
+        if arm != tested and is_trained(results, arm) and lowest(arm) == first
+    ]
+    if not others:
+        return Statement(claim, "", "does not apply")
+    pairs = accuracy_pairs(results, split)
+    found = {a: at(pairs.get((tested, a)), "by_stratum", "look") for a in others}
+    intervals = {a: interval_of(value) for a, value in found.items()}
+    lows = {a: low for a, (_, low, _) in intervals.items() if low is not None}
+    unknown = [a for a in others if a not in lows]
+    missed = [a for a in lows if lows[a] <= 0]
+    told = ""
+    if lows:
+        closest = min(lows, key=lambda a: lows[a])
+        told = f"closest of {len(others)}: {closest}, {interval_text(found[closest])}"
+    if missed:
+        names = ", ".join(missed)
+        return Statement(claim, f"{told}; not told apart or below: {names}", "missed", False)
+    if unknown:
+        reason = _reason(found[unknown[0]])
+        told = f"{told}; " if told else ""
+        return Statement(claim, f"{told}{', '.join(unknown)}: {reason}", "not known")
+    return Statement(claim, told, "met", True)
+
+
+def _started_from(results: Mapping[str, Any], arm: str) -> list[str]:
+    """The arm and those below it, itself first."""
+    found: list[str] = []
+    below: Any = arm
+    while isinstance(below, str) and below not in found:
+        found.append(below)
+        below = at(results, "arms", below, "start")
+    return found
+
+
+def _bounded(
+    claim: str,
+    value: Any,
+    *,
+    least: float,
+    applies: bool,
+    scale: float = 100.0,
+    digits: int = 1,
+    is_difference: bool = True,
+) -> Statement:
+    """Met where the estimate, times `scale`, is at least `least`."""
+    if not applies:
+        return Statement(claim, "", "does not apply")
+    estimate, low, _ = interval_of(value)
+    if estimate is None:
+        return Statement(claim, _reason(value), "not known")
+    found = interval_text(value, scale=scale, digits=digits, is_difference=is_difference)
+    # a difference of shares is a little off in its last bit: 0.8 - 0.5 is not 0.3
+    reaches = scale * estimate >= least - 1e-9
+    whole = None if low is None else scale * low >= least - 1e-9
+    return Statement(claim, found, "met" if reaches else "missed", whole)
+
+
+def _reason(value: Any) -> str:
+    return value if isinstance(value, str) and value else _NO_FIGURE
+
+
+def interval_text(
+    value: Any, *, scale: float = 100.0, digits: int = 1, is_difference: bool = True
+) -> str:
+    """An estimate with its interval in square brackets; empty where there is none."""
+    estimate, low, high = interval_of(value)
+
+    def number(share: float) -> str:
+        if is_difference:
+            return signed(scale * share, digits=digits)
+        return f"{scale * share:.{digits}f}"
+
+    if estimate is None:
+        return ""
+    if low is None or high is None:
+        return number(estimate)
+    return f"{number(estimate)} [{number(low)}, {number(high)}]"

@@ -1,0 +1,336 @@
+"""The tables on the page of a ladder: those of each split, the learning rates, the ledger.
+
+Invariant: a figure that is missing leaves its cell empty, which the page shows as a dash, never 0.
+
+Left out on purpose: computing figures (`saccade.ladder.figures` does), and tables for the
+terminal.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from saccade.ladder.page.results import (
+    accuracy_pairs,
+    arm_names,
+    at,
+    estimate_of,
+    figures_of,
+    is_trained,
+    list_of,
+    published_accuracies,
+    published_steps,
+    size_of,
+    stored_rows,
+)
+from saccade.ladder.page.statements import Statement, statements
+from saccade.report import Cell, Row, Table, interval_of, number_of, share_cell, signed
+
+__all__ = ["SplitTables", "ledger_table", "rates_table", "split_tables", "with_sizes"]
+
+STRATA = ("easy", "look", "all")
+LOOK_SHARES = ("0.25", "0.5", "0.75")
+
+
+class SplitTables(NamedTuple):
+    """A split on the page."""
+
+    link: str
+    """Where the page can be jumped to."""
+    name: str
+    statements: tuple[Statement, ...]
+    reached: Table
+    conduct: Table
+    pairs: Table
+    changed: Table
+    mixtures: Table
+    kinds: Table
+
+
+def split_tables(results: Mapping[str, Any], split: str, *, link: str) -> SplitTables:
+    """Everything that the page says of one split."""
+    return SplitTables(
+        link,
+        split,
+        statements(results, split),
+        _reached(results, split),
+        _conduct(results, split),
+        _differences(results, split),
+        _gain_and_harm(results, split),
+        _mixtures(results, split),
+        _kinds(results, split),
+    )
+
+
+def with_sizes(names: Sequence[str], sizes: Sequence[int | None]) -> list[str]:
+    """Names, each with its number of items where that is known."""
+    return [
+        name if size is None else f"{name} ({size:,})"
+        for name, size in zip(names, sizes, strict=True)
+    ]
+
+
+# --- how arms did ---------------------------------------------------------------------------------
+
+
+def _reached(results: Mapping[str, Any], split: str) -> Table:
+    """Learning rate, accuracy by stratum with the value of each seed, and the published one."""
+    published = published_accuracies(results)
+    sizes = [size_of(results, split, "samples", stratum) for stratum in STRATA]
+    heads = ("learning rate", "seeds", *with_sizes(STRATA, sizes), "published")
+    rows = []
+    for name in arm_names(results):
+        arm = results["arms"][name]
+        figures = figures_of(results, split, name)
+        by_seed = list_of(at(figures, "by_seed"))
+        rate = number_of(at(arm, "rate"))
+        seeds = list_of(at(arm, "seeds"))
+        cells = [
+            Cell("" if rate is None else f"{rate:g}"),
+            Cell(", ".join(map(str, seeds))),
+        ]
+        for stratum in STRATA:
+            values = [number_of(at(s, "accuracy", stratum)) for s in by_seed]
+            note = " · ".join("–" if v is None else f"{100 * v:.1f}" for v in values)
+            cells.append(
+                share_cell(
+                    at(figures, "by_stratum", "accuracy", stratum),
+                    note=note if len(values) > 1 else "",
+                )
+            )
+        cells.append(Cell(f"{published[name]:.1f}" if name in published else ""))
+        rows.append(Row(name, tuple(cells), str(at(arm, "differs") or "")))
+    return Table(heads, tuple(rows))
+
+
+def _conduct(results: Mapping[str, Any], split: str) -> Table:
+    """What an arm does for an answer, and what its training took."""
+    heads = (
+        "calls, easy",
+        "calls, look",
+        "more on look",
+        "calls by tool, all",
+        "tokens written",
+        "image tokens",
+        "trained tokens",
+        "seconds of training",
+        "unanswered",
+    )
+    rows = []
+    for name in arm_names(results):
+        figures = figures_of(results, split, name)
+        calls = at(figures, "by_stratum", "calls")
+        costs = list_of(at(results, "arms", name, "training"))
+        tools = at(figures, "calls_by_tool")
+        used = [
+            f"{tool} {value:.2f}"
+            for tool, count in (tools.items() if isinstance(tools, Mapping) else ())
+            if (value := number_of(count)) is not None
+        ]
+        cells = (
+            _count_cell(at(calls, "easy")),
+            _count_cell(at(calls, "look")),
+            _count_cell(at(figures, "adaptive_calls"), is_difference=True),
+            Cell(", ".join(used)),
+            _count_cell(at(figures, "by_stratum", "completion_tokens", "all"), digits=1),
+            _count_cell(at(figures, "image_tokens"), digits=1),
+            _cost_cell(costs, "tokens", note=_steps_told(costs)),
+            _cost_cell(costs, "seconds"),
+            _unanswered(figures),
+        )
+        rows.append(Row(name, cells))
+    return Table(heads, tuple(rows))
+
+
+def _count_cell(value: Any, *, digits: int = 2, is_difference: bool = False) -> Cell:
+    estimate, low, high = interval_of(value)
+
+    def number(count: float) -> str:
+        return signed(count, digits=digits) if is_difference else f"{count:,.{digits}f}"
+
+    if estimate is None:
+        return Cell("")
+    interval = "" if low is None or high is None else f"{number(low)} to {number(high)}"
+    return Cell(number(estimate), interval)
+
+
+def _cost_cell(costs: Sequence[Any], key: str, *, note: str = "") -> Cell:
+    """The mean over seeds, and each seed's."""
+    values = [v for cost in costs if (v := number_of(at(cost, key))) is not None]
+    if not values:
+        return Cell("")
+    each = " · ".join(f"{v:,.0f}" for v in values) if len(values) > 1 else ""
+    return Cell(f"{sum(values) / len(values):,.0f}", each, note=note)
+
+
+def _steps_told(costs: Sequence[Any]) -> str:
+    told = []
+    for key in ("steps", "episodes"):
+        found = [v for cost in costs if (v := number_of(at(cost, key))) is not None]
+        if found:
+            told.append(f"{sum(found) / len(found):,.0f} {key}")
+    return ", ".join(told)
+
+
+def _unanswered(figures: Any) -> Cell:
+    heads = {"truncated": "cut off", "extraction_failed": "not read", "unscored": "unscored"}
+    shares = {head: number_of(at(figures, key)) for key, head in heads.items()}
+    known = {head: share for head, share in shares.items() if share is not None}
+    if not known:
+        return Cell("")
+    note = ", ".join(f"{head} {100 * share:.1f}" for head, share in known.items() if share)
+    return Cell(f"{100 * sum(known.values()):.1f}", note=note)
+
+
+def _mixtures(results: Mapping[str, Any], split: str) -> Table:
+    rows = []
+    for name in arm_names(results):
+        mixtures = at(figures_of(results, split, name), "mixtures")
+        cells = (share_cell(at(mixtures, share)) for share in LOOK_SHARES)
+        rows.append(Row(name, tuple(cell._replace(range=None) for cell in cells)))
+    heads = tuple(f"{100 * float(share):g}% look" for share in LOOK_SHARES)
+    return Table(heads, tuple(rows))
+
+
+def _kinds(results: Mapping[str, Any], split: str) -> Table:
+    """Accuracy by kind, under what needs no seeing."""
+    chance = at(results, "splits", split, "chance") or {}
+    arms = arm_names(results)
+    kinds: dict[str, None] = dict.fromkeys(chance)
+    for name in arms:
+        kinds |= dict.fromkeys(at(figures_of(results, split, name), "samples_by_kind") or {})
+    told = {"guess": "a guess", "constant": "the best constant answer"}
+    rows = [
+        Row(head, tuple(share_cell(at(chance, kind, key)) for kind in kinds))
+        for key, head in told.items()
+    ]
+    for name in arms:
+        figures = figures_of(results, split, name)
+        cells = []
+        for kind in kinds:
+            both = at(figures, "by_kind_and_stratum", "accuracy", kind)
+            parts = {s: number_of(estimate_of(at(both, s))) for s in ("easy", "look")}
+            known = [f"{s} {100 * v:.1f}" for s, v in parts.items() if v is not None]
+            note = " · ".join(known) if len(known) > 1 else ""
+            cells.append(share_cell(at(figures, "by_kind", "accuracy", kind), note=note))
+        rows.append(Row(name, tuple(cells)))
+    sizes = [size_of(results, split, "samples_by_kind", kind) for kind in kinds]
+    heads = with_sizes([kind.replace("_", " ") for kind in kinds], sizes)
+    return Table(tuple(heads), tuple(rows))
+
+
+# --- how arms differ ------------------------------------------------------------------------------
+
+
+def _differences(results: Mapping[str, Any], split: str) -> Table:
+    published = published_steps(results)
+    shares = [f"{100 * float(share):g}% look" for share in LOOK_SHARES]
+    rows = []
+    for pair, found in accuracy_pairs(results, split).items():
+        points = published.get(pair)
+        cells = (
+            *(_difference_cell(at(found, "by_stratum", s)) for s in ("look", "easy", "all")),
+            Cell("" if points is None else signed(points)),
+            *(_difference_cell(at(found, "mixtures", share)) for share in LOOK_SHARES),
+        )
+        rows.append(Row(" − ".join(pair), cells))
+    return Table(("look", "easy", "all", "published", *shares), tuple(rows), "difference")
+
+
+def _difference_cell(value: Any) -> Cell:
+    """A paired difference in points; the sentence in small letters where there is none."""
+    estimate, low, high = interval_of(value)
+    if estimate is None:
+        return Cell("", note=value if isinstance(value, str) else "")
+    if low is None or high is None:
+        return Cell(signed(100 * estimate))
+    mood = "good" if low > 0 else "bad" if high < 0 else ""
+    interval = f"{signed(100 * low)} to {signed(100 * high)}"
+    return Cell(signed(100 * estimate), interval, mood=mood)
+
+
+def _gain_and_harm(results: Mapping[str, Any], split: str) -> Table:
+    rows = []
+    for found in list_of(at(results, "splits", split, "gain_and_harm")):
+        cells = tuple(
+            Cell("", note=value)
+            if isinstance(value := at(found, what, stratum), str)
+            else share_cell(value)._replace(range=None)
+            for stratum in ("look", "easy", "all")
+            for what in ("gain", "harm")
+        )
+        rows.append(Row(str(at(found, "arm")), cells))
+    heads = tuple(f"{what}, {s}" for s in ("look", "easy", "all") for what in ("gain", "harm"))
+    return Table(heads, tuple(rows))
+
+
+# --- learning rates -------------------------------------------------------------------------------
+
+
+def rates_table(results: Mapping[str, Any]) -> Table:
+    """Accuracy on validation by learning rate."""
+    tried: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, str] = {}
+    for name in arm_names(results):
+        if not is_trained(results, name):
+            continue
+        tried[name] = dict(at(results, "arms", name, "validation") or {})
+        rate = number_of(at(results, "arms", name, "rate"))
+        if rate is not None:
+            chosen[name] = f"{rate:g}"  # as the keys are written
+            tried[name].setdefault(chosen[name], None)
+    rates = sorted({rate for of in tried.values() for rate in of}, key=float)
+
+    def cell(name: str, rate: str) -> Cell:
+        value = number_of(tried[name].get(rate))
+        word = "chosen" if rate == chosen.get(name) else ""
+        return Cell("" if value is None else f"{100 * value:.1f}", note=word, mood=word)
+
+    return Table(
+        tuple(rates),
+        tuple(Row(name, tuple(cell(name, rate) for rate in rates)) for name in tried),
+    )
+
+
+# --- the ledger -----------------------------------------------------------------------------------
+
+
+def ledger_table(run: Path) -> Table:
+    """How often each arm read each split, in the order of the first reading of the split."""
+    read: dict[tuple[str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    arms = run / "arms"
+    paths = [
+        *arms.glob("*/seed-*/*/ledger.jsonl"),
+        *arms.glob("*/seed-*/rate-*/*/ledger.jsonl"),
+    ]
+    for path in sorted(paths):
+        arm = path.relative_to(arms).parts[0]
+        for row in stored_rows(path.parent, "ledger"):
+            read[str(row.get("split")), arm].append(row)
+    first = {
+        split: min(_times(rows) for (s, _), rows in read.items() if s == split)
+        for split in {split for split, _ in read}
+    }
+    table = []
+    for split in sorted(first, key=lambda split: (first[split], split)):
+        of = {arm: rows for (s, arm), rows in read.items() if s == split}
+        every = [row for rows in of.values() for row in rows]
+        table.append(_read_row(split, "all arms", every))
+        for arm in sorted(of, key=lambda arm: (_times(of[arm]), arm)):
+            table.append(_read_row("", arm, of[arm]))
+    return Table(("arm", "readings", "items read", "first", "last"), tuple(table), "split")
+
+
+def _times(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """First and last; times are all in UTC, so they sort as text."""
+    found = [str(row.get("when") or "") for row in rows]
+    return min(found), max(found)
+
+
+def _read_row(split: str, arm: str, rows: Sequence[Mapping[str, Any]]) -> Row:
+    items = sum(int(number_of(row.get("items")) or 0) for row in rows)
+    times = (Cell(time.replace("T", " ").removesuffix("+00:00")) for time in _times(rows))
+    return Row(split, (Cell(arm), Cell(f"{len(rows):,}"), Cell(f"{items:,}"), *times))

@@ -1,0 +1,382 @@
+"""A whole ladder: all arms trained at several seeds, measured on the same items, and compared.
+
+Invariant: every arm's learning rate is chosen on validation items before any test item is asked,
+and the recipe of a ladder can't change once its folder exists. Every run is an ordinary one in a
+folder of its own, so that a killed ladder goes on where it stopped; what a test split was read for
+stands in `ledger.jsonl`.
+
+Left out on purpose: figures (`saccade.ladder.figures`) and the page that shows them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saccade.assemble import task_of
+from saccade.atomic_files import Reading
+from saccade.config import Recipe
+from saccade.episode_json import episode_from_json
+from saccade.errors import DataError, RecipeError
+from saccade.evaluate import SampleRow, row_of
+from saccade.ladder.arms import Arm, arms_of, with_starts
+from saccade.ladder.figures.draws import Resampling
+from saccade.ladder.figures.statistics import (
+    arm_figures,
+    differences,
+    gain_and_harm,
+    majority_level,
+)
+from saccade.ladder.work import Action, Job, Work, workers
+from saccade.recipe_files import changed, dump_recipe, recipe_from
+from saccade.run_folder import RunFolder
+
+__all__ = ["run", "trained_model"]
+
+LEAST_RESAMPLES = 100
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """Train and measure all arms of the recipe in its run folder, or go on with them; returns the
+    content of `ladder.json`.
+
+    Raises RecipeError where the recipe has no arms, or the folder was begun with another recipe.
+    """
+    config = recipe.ladder
+    if not config.arms:
+        raise RecipeError("The recipe has no ladder.arms; recipe charts-tiny shows a whole ladder.")
+    if recipe.eval.bootstrap < LEAST_RESAMPLES:
+        raise RecipeError(
+            f"A ladder needs eval.bootstrap of at least {LEAST_RESAMPLES} for its intervals, "
+            f"got {recipe.eval.bootstrap}."
+        )
+    recipe = recipe.model_copy(update={"run": recipe.run or Path("runs/ladder")})
+    found = _Ladder(recipe, with_starts(arms_of(config), config.only))
+    with RunFolder(found.top) as folder:
+        _check_same_ladder(folder, recipe)
+        folder.write_recipe(dump_recipe(recipe))
+        folder.write_env(threads=recipe.threads)
+        found.rates |= folder.read_json("rates.json") or {}
+        with workers(config.jobs, found.top) as work:
+            _train(found, work, folder)
+            work([job for _, _, job in _measurements(found)], "measure")
+        results = _results(found)
+        folder.write_json("ladder.json", results)
+    return results
+
+
+def trained_model(recipe: Recipe, name: str) -> str:
+    """The model of an arm of a finished ladder, at its first seed."""
+    assert recipe.run is not None
+    rates = RunFolder(recipe.run).read_json("rates.json") or {}
+    found = _Ladder(recipe, arms_of(recipe.ladder), rates)
+    return found.model(name, recipe.ladder.seeds[0])
+
+
+def _check_same_ladder(folder: RunFolder, recipe: Recipe) -> None:
+    stored = folder.recipe()
+    if stored is None:
+        return
+
+    def essential(text: str) -> dict[str, Any]:
+        found = recipe_from(text).model_dump(mode="json", exclude={"run", "threads"})
+        found["ladder"].pop("jobs")
+        return found
+
+    if essential(stored) != essential(dump_recipe(recipe)):
+        raise RecipeError(
+            f"The ladder in {str(recipe.run)!r} was begun with another recipe, and its items may "
+            "have been read: choose another folder with --run, or delete that one."
+        )
+
+
+@dataclass(slots=True)
+class _Ladder:
+    """What the arms of a recipe become, and where it lies."""
+
+    recipe: Recipe
+    arms: Mapping[str, Arm]
+    rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates that were chosen so far."""
+
+    @property
+    def top(self) -> Path:
+        assert self.recipe.run is not None
+        return self.recipe.run
+
+    @property
+    def trained(self) -> list[Arm]:
+        return [arm for arm in self.arms.values() if arm.is_trained]
+
+    def seeds(self, arm: Arm) -> tuple[int, ...]:
+        """Greedy answers of an untrained model are the same at every seed."""
+        seeds = self.recipe.ladder.seeds
+        return seeds if arm.varies else seeds[:1]
+
+    def grid(self, arm: Arm) -> tuple[float, ...]:
+        """Learning rates that an arm tries."""
+        config = self.recipe.ladder
+        if arm.stage == "sft":
+            return config.sft_rates or (self.recipe.sft.learning_rate,)
+        return config.rl_rates or (self.recipe.rl.learning_rate,)
+
+    def place(self, arm: Arm, seed: int) -> Path:
+        return self.top / "arms" / arm.name / f"seed-{seed}"
+
+    def model(self, name: str | None, seed: int) -> str:
+        """The model of an arm, as it was trained; of none, that of the recipe."""
+        if name is None:
+            return self.recipe.model
+        arm = self.arms[name]
+        if not arm.is_trained:
+            return self.model(arm.start, seed)
+        return str(self.place(arm, seed) / f"rate-{self.rates[name]:g}" / "model")
+
+    def job(
+        self,
+        action: Action,
+        arm: Arm,
+        seed: int,
+        *,
+        run: Path,
+        model: str,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """A run with an arm's settings and others; `model` unless the arm has one of its own."""
+        own = {"model": model, **arm.settings, "seed": seed, "run": str(run), **(settings or {})}
+        return Job(action, arm, changed(self.recipe, own))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def _train(found: _Ladder, work: Work, folder: RunFolder) -> None:
+    """Train all arms, level by level; the learning rate of each, chosen at the first seed."""
+    first, *others = found.recipe.ladder.seeds
+    for depth in sorted({arm.depth for arm in found.trained}):
+        level = [arm for arm in found.trained if arm.depth == depth]
+        work(_data_jobs(found, level, [first]), "data")
+        tried = [_training(found, arm, first, rate) for arm in level for rate in found.grid(arm)]
+        work(tried, f"train at seed {first}")
+        work([job for arm in level for job in _validations(found, arm)], "validate")
+        for arm in level:
+            found.rates[arm.name] = _best_rate(found, arm)
+        folder.write_json("rates.json", found.rates)
+        work(_data_jobs(found, level, others), "data")
+        chosen = [
+            _training(found, arm, seed, found.rates[arm.name]) for arm in level for seed in others
+        ]
+        work(chosen, "train at the other seeds")
+
+
+def _training(found: _Ladder, arm: Arm, seed: int, rate: float) -> Job:
+    """The training of an arm at a seed and a learning rate."""
+    place = found.place(arm, seed)
+    settings: dict[str, Any] = {f"{arm.stage}.learning_rate": rate}
+    if arm.data != "demonstrations":
+        settings["sft.demonstrations"] = str(place / "demonstrations.jsonl")
+        settings["sft.count"] = None
+    model = found.model(arm.start, seed)
+    run = place / f"rate-{rate:g}"
+    return found.job("train", arm, seed, run=run, model=model, settings=settings)
+
+
+def _data_jobs(found: _Ladder, arms: Sequence[Arm], seeds: Sequence[int]) -> list[Job]:
+    """What writes the data that arms learn from, where that is no file of the recipe's."""
+    return [
+        found.job(
+            arm.data, arm, seed, run=found.place(arm, seed), model=found.model(arm.start, seed)
+        )
+        for arm in arms
+        for seed in seeds
+        if arm.data != "demonstrations"
+    ]
+
+
+def _validations(found: _Ladder, arm: Arm) -> Iterator[Job]:
+    """Measures each learning rate of an arm at the first seed; nothing where there is one."""
+    grid, config = found.grid(arm), found.recipe.ladder
+    for rate in grid if len(grid) > 1 else ():
+        trained = _training(found, arm, config.seeds[0], rate).recipe
+        assert trained.run is not None
+        settings: dict[str, Any] = {
+            "model": str(trained.run / "model"),
+            "run": str(trained.run / "validation"),
+            "eval.split": config.validation,
+            "eval.items": config.validation_items,
+        }
+        yield Job("measure", arm, changed(trained, settings))
+
+
+def _best_rate(found: _Ladder, arm: Arm) -> float:
+    """The rate with most right answers on validation; of equal ones the lowest."""
+    right = _validated(found, arm)
+    return min(right, key=lambda rate: (-right[rate], rate)) if right else found.grid(arm)[0]
+
+
+def _validated(found: _Ladder, arm: Arm) -> dict[float, float]:
+    """Accuracy on validation by learning rate; empty where none was chosen."""
+    jobs = list(_validations(found, arm))
+    grid = found.grid(arm) if jobs else ()
+    return {rate: _accuracy(job.rows) for rate, job in zip(grid, jobs, strict=True)}
+
+
+def _accuracy(rows: Sequence[SampleRow]) -> float:
+    return sum(bool(r.strict) for r in rows) / len(rows)
+
+
+# --- measuring ------------------------------------------------------------------------------------
+
+
+def _measurements(found: _Ladder) -> list[tuple[str, Arm, Job]]:
+    """All that is asked of a test split, by split and arm; seeds in their order."""
+    asked = []
+    for split in found.recipe.ladder.splits:
+        for arm in found.arms.values():
+            if arm.stage == "score":
+                continue
+            for seed in found.seeds(arm):
+                model = found.model(arm.name if arm.is_trained else arm.start, seed)
+                job = found.job(
+                    "measure",
+                    arm,
+                    seed,
+                    run=found.place(arm, seed) / split,
+                    model=model,
+                    settings={"eval.split": split},
+                )
+                asked.append((split, arm, job))
+    return asked
+
+
+def _scored(found: _Ladder, arm: Arm, split: str) -> list[SampleRow]:
+    """Rows of episodes that were made elsewhere."""
+    path = Path(str(arm.episodes).replace("{split}", split))
+    rubric = task_of(found.recipe).rubric
+    with Reading(path.name):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            episode = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"Line {number} of {path.name!r} is no episode: {error}.") from None
+        rows.append(row_of(episode_from_json(episode), rubric))
+    return rows
+
+
+# --- results --------------------------------------------------------------------------------------
+
+
+def _results(found: _Ladder) -> dict[str, Any]:
+    """The content of `ladder.json`."""
+    config = found.recipe.ladder
+    told = {}
+    for name, arm in found.arms.items():
+        told[name] = {
+            "differs": arm.differs,
+            "stage": arm.stage,
+            "start": arm.start,
+            "settings": dict(arm.settings),
+            "seeds": list(found.seeds(arm)),
+            "rate": found.rates.get(name),
+            "validation": {f"{k:g}": v for k, v in _validated(found, arm).items()}
+            if arm.is_trained
+            else {},
+            "training": [_cost(found, arm, seed) for seed in found.seeds(arm)]
+            if arm.is_trained
+            else [],
+        }
+    return {
+        "tested": config.tested,
+        "reference": config.reference,
+        "validation_items": config.validation_items,
+        "arms": told,
+        "splits": {split: _split_results(found, split) for split in config.splits},
+    }
+
+
+def _cost(found: _Ladder, arm: Arm, seed: int) -> dict[str, float]:
+    """What a training took: optimiser steps, episodes, tokens with loss, seconds."""
+    trained = _training(found, arm, seed, found.rates[arm.name]).recipe
+    assert trained.run is not None
+    cost: dict[str, float] = defaultdict(float)
+    for row in RunFolder(trained.run).read("metrics"):
+        if row["stage"] != arm.stage:
+            continue
+        cost["steps"] += 1
+        if arm.stage == "sft":
+            cost["tokens"] += row["tokens"]
+            cost["seconds"] += row["seconds"]
+        else:
+            episodes = row["prompts"] * trained.rl.group_size
+            cost["episodes"] += episodes
+            cost["tokens"] += row["completion_tokens"] * episodes
+            cost["seconds"] += row["seconds_rollout"] + row["seconds_update"]
+    return dict(cost)
+
+
+def _split_results(found: _Ladder, split: str) -> dict[str, Any]:
+    """Figures of all arms on one split, and their differences."""
+    config = found.recipe.ladder
+    resampling = Resampling(found.recipe.eval.bootstrap, seeds_by=config.intervals)
+    rows: dict[str, dict[int, list[SampleRow]]] = {name: {} for name in found.arms}
+    for asked, arm, job in _measurements(found):
+        if asked == split:
+            rows[arm.name][job.recipe.seed] = job.rows
+    for name, arm in found.arms.items():
+        if arm.stage == "score":
+            rows[name] = {seed: _scored(found, arm, split) for seed in found.seeds(arm)}
+    pairs = [(config.tested, name) for name in found.arms if name != config.tested]
+    pairs += [pair for pair in config.steps if pair not in pairs]
+    some = next(iter(next(iter(rows.values())).values()))
+    return {
+        "chance": _chance(some),
+        "arms": {
+            name: arm_figures(by_seed, name=name, resampling=resampling).to_json()
+            | {"image_tokens": _mean([r.image_tokens for s in by_seed.values() for r in s])}
+            for name, by_seed in rows.items()
+        },
+        "pairs": [
+            differences(rows[a], rows[b], names=(a, b), resampling=resampling).to_json()
+            for a, b in pairs
+            if a in rows and b in rows
+        ],
+        "gain_and_harm": [
+            gain_and_harm(
+                rows[name],
+                rows[config.reference],
+                names=(name, config.reference),
+                resampling=resampling,
+            ).to_json()
+            for name in found.arms
+            if config.reference in rows and name != config.reference
+        ],
+    }
+
+
+def _chance(rows: Sequence[SampleRow]) -> dict[str, dict[str, float | None]]:
+    """By kind: what a guess among the possible answers gets, and the best constant answer."""
+    kinds: dict[str, list[SampleRow]] = defaultdict(list)
+    for row in rows:
+        kinds[row.kind].append(row)
+    constant = majority_level({kind: [r.gold for r in found] for kind, found in kinds.items()})
+    return {
+        kind: {
+            "guess": _mean([1 / r.choices if r.choices else None for r in found]),
+            "constant": constant[kind],
+        }
+        for kind, found in sorted(kinds.items())
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None unless every value is there."""
+    known = [v for v in values if v is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None

@@ -1,0 +1,151 @@
+"""The jobs of a ladder, each an ordinary run in a folder of its own: one after the other, or in
+processes, several at a time.
+
+Invariant: a job that is done is not done again, and whether it is done is read off its folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from saccade import measure, rl, sft
+from saccade.assemble import made_by, task_of
+from saccade.config import Recipe
+from saccade.dialects import dialect
+from saccade.evaluate import SampleRow
+from saccade.ladder.arms import Arm
+from saccade.measure import rows_of
+from saccade.progress import progress
+from saccade.run_folder import RunFolder
+from saccade.synth import write_demonstrations
+from saccade.synth_kept import answers_only, kept_rollouts
+from saccade.types import Outcome
+
+__all__ = ["Action", "Job", "Work", "workers"]
+
+Action = Literal["train", "answers", "kept", "measure"]
+
+
+class Job(NamedTuple):
+    """One run in a process of its own."""
+
+    action: Action
+    arm: Arm
+    recipe: Recipe
+
+    @property
+    def rows(self) -> list[SampleRow]:
+        """What a measurement has found so far."""
+        assert self.recipe.run is not None
+        return rows_of(RunFolder(self.recipe.run), items=self.recipe.eval.items)
+
+
+class Work:
+    """Does jobs, several at the same time, and shows how far they are."""
+
+    def __init__(self, pool: ProcessPoolExecutor | None, top: Path) -> None:
+        self._pool, self._top = pool, top
+
+    def __call__(self, jobs: Sequence[Job], what: str) -> None:
+        """Returns when all are done. Raises the first error once the jobs under way have ended."""
+        missing = [job for job in jobs if not _is_done(job)]
+        if not missing:
+            return
+        if self._pool is None:
+            for job in missing:
+                _do(job, self._top)
+            return
+        with progress(f"ladder: {what}", total=len(jobs), done=len(jobs) - len(missing)) as bar:
+            futures: list[Future[None]] = [
+                self._pool.submit(_do, job, self._top) for job in missing
+            ]
+            for future in futures:
+                future.add_done_callback(lambda _: bar.advance())
+            done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in waiting:
+                future.cancel()
+            for future in done:
+                future.result()
+
+
+@contextmanager
+def workers(jobs: int, top: Path) -> Iterator[Work]:
+    """One job at a time in this process, or several in processes whose words go to `logs/`."""
+    if jobs == 1:
+        yield Work(None, top)
+        return
+    logs = top / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    pool = ProcessPoolExecutor(
+        jobs,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_log_to,
+        initargs=(str(logs),),
+    )
+    try:
+        yield Work(pool, top)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _log_to(folder: str) -> None:
+    number = multiprocessing.current_process().name.rpartition("-")[2]
+    path = Path(folder) / f"worker-{number}.log"
+    sys.stderr = path.open("a", buffering=1, encoding="utf-8")
+
+
+def _is_done(job: Job) -> bool:
+    folder = job.recipe.run
+    assert folder is not None
+    if job.action == "train":
+        assert job.arm.stage in ("sft", "rl")
+        told = folder / "model" / "saccade.json"
+        return told.is_file() and json.loads(told.read_text()) == made_by(
+            job.recipe, stage=job.arm.stage, start=job.recipe.model
+        )
+    if job.action == "measure":
+        rows = job.rows if folder.is_dir() else []
+        ours = any(r.stop.outcome is Outcome.OURS for r in rows)  # to be asked again
+        return len(rows) == job.recipe.eval.items and not ours
+    return (folder / "demonstrations.jsonl").is_file()
+
+
+def _do(job: Job, top: Path) -> None:
+    recipe = job.recipe
+    assert recipe.run is not None
+    if job.action == "train":
+        (sft.run if job.arm.stage == "sft" else rl.run)(recipe)
+    elif job.action == "measure":
+        task = json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True)
+        own = hashlib.sha256(task.encode()).hexdigest()[:12]  # arms may have tasks of their own
+        measure.run(recipe, arm=job.arm.name, samples=top / "samples" / own)
+    else:
+        count = recipe.rl.steps * recipe.rl.prompts_per_step
+        if job.action == "answers":
+            found = answers_only(
+                task_of(recipe),
+                split="train",
+                start=0,
+                count=count,
+                seed=recipe.seed,
+                dialect=dialect(recipe.dialect, style=recipe.tool_style),
+            )
+        else:
+            kept = kept_rollouts(
+                recipe,
+                split="train",
+                count=count,
+                rollouts=recipe.ladder.rollouts_kept,
+                most_per_sample=1,
+            )
+            found = list(kept.demonstrations)
+        recipe.run.mkdir(parents=True, exist_ok=True)
+        write_demonstrations(recipe.run / "demonstrations.jsonl", found)
