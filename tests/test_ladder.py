@@ -5,6 +5,10 @@ done twice. Training and asking are played here; `test_cli.py` runs a small ladd
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -320,3 +324,35 @@ def test_jobs_in_processes_do_the_same_and_tell_the_first_error(tmp_path: Path) 
     lines = [(tmp_path / str(k) / "demonstrations.jsonl").read_text() for k in (0, 1)]
     assert all(len(text.splitlines()) == 2 for text in lines)
     assert (tmp_path / "logs").is_dir()
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from saccade.ladder import work
+
+def job(folder, top):
+    (top / f"{os.getpid()}.worker").touch()
+    time.sleep(60)
+
+if __name__ == "__main__":
+    top = Path(sys.argv[1])
+    with work.workers(2, top) as done:
+        futures = [done._pool.submit(job, None, top) for _ in range(2)]
+        while len(list(top.glob("*.worker"))) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_ladder_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    ended = subprocess.run([sys.executable, script, tmp_path], timeout=120, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    workers = [int(path.stem) for path in tmp_path.glob("*.worker")]
+    assert len(workers) == 2
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -87,7 +89,7 @@ def workers(jobs: int, top: Path) -> Iterator[Work]:
     pool = ProcessPoolExecutor(
         jobs,
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_log_to,
+        initializer=_begin_worker,
         initargs=(str(logs),),
     )
     try:
@@ -96,7 +98,18 @@ def workers(jobs: int, top: Path) -> Iterator[Work]:
         pool.shutdown(cancel_futures=True)
 
 
-def _log_to(folder: str) -> None:
+def _begin_worker(folder: str) -> None:
+    """Log to a file of its own, and end with the ladder: a worker that outlived it would hold the
+    folders that the next start needs.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
     number = multiprocessing.current_process().name.rpartition("-")[2]
     path = Path(folder) / f"worker-{number}.log"
     sys.stderr = path.open("a", buffering=1, encoding="utf-8")
