@@ -673,7 +673,7 @@ def test_each_recipe_that_is_shipped_loads_and_its_demonstrations_parse(name: st
         return
     found = read_demonstrations(data_file(recipe.sft.demonstrations))
     speaks = dialect(recipe.dialect, style=recipe.tool_style)
-    assert 0 < len(found) <= 1200
+    assert len(found) >= 3 * (recipe.sft.count or 1)  # seeds draw different ones
     for demonstration in found:
         *looks, last = (speaks.parse(turn) for turn in demonstration.turns)
         assert last.answer is not None
