@@ -82,9 +82,9 @@ class Played:
 
         return run
 
-    def measure(self, recipe: Recipe, *, arm: str, samples: Path) -> None:
+    def measure(self, recipe: Recipe, *, arm: str, kept: Path) -> None:
         assert recipe.run is not None
-        self.samples.add(samples)
+        self.samples.add(kept)
         self.done.append(f"{recipe.eval.split} {arm} seed {recipe.seed}")
         right = self.right(recipe)
         with RunFolder(recipe.run) as folder:
@@ -356,3 +356,20 @@ def test_workers_end_with_a_ladder_that_is_killed(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < until:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"ladder.validation": "test"}, r"ladder\.validation must be none of ladder\.splits"),
+        (
+            {"ladder.arms": {"rl": {"stage": "rl", "set": {"rl.learning_rate": 1e-5}}}},
+            r"can't hold rl\.learning_rate",
+        ),
+    ],
+)
+def test_rates_are_chosen_for_all_arms_alike_and_on_no_test_item(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        recipe(tmp_path, **{"ladder.reference": "rl", **settings})

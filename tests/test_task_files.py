@@ -9,6 +9,7 @@ from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.rewards.answers import lenient
 from saccade.tasks import CLUSTER, Task, stream, task_named
+from saccade.tasks.charts import Charts
 from saccade.tasks.files import Files
 
 
@@ -280,3 +281,12 @@ def test_training_reads_a_split_round_after_round_each_in_its_own_order(folder):
     assert stream(task, "train", store=store, start=0, count=21, seed=4) != found
     with pytest.raises(DataError, match="no rows of split 'validation'"):
         stream(task, "validation", store=store, start=0, count=1, seed=3)
+
+
+def test_each_seed_reads_other_samples_of_a_split_without_end() -> None:
+    drawn = [
+        {s.id for s, _ in stream(Charts(), "train", store=ImageStore(), start=0, count=4, seed=k)}
+        for k in (0, 1)
+    ]
+    assert drawn[0] == {f"charts/train/{k}" for k in range(4)}
+    assert drawn[0].isdisjoint(drawn[1])

@@ -325,6 +325,18 @@ class LadderConfig(Section):
                     raise ValueError(
                         f"ladder.{key} must name arms ({', '.join(known)}), got {other}"
                     )
+        if self.arms and self.validation in self.splits:
+            raise ValueError(
+                "ladder.validation must be none of ladder.splits, since learning rates are chosen "
+                f"on it, got {self.validation}"
+            )
+        for name, arm in self.arms.items():
+            for key in ("sft.learning_rate", "rl.learning_rate"):
+                if key in arm.set:
+                    raise ValueError(
+                        f"ladder.arms.{name}.set can't hold {key}: all arms try the same rates, "
+                        "ladder.sft_rates and ladder.rl_rates"
+                    )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"ladder.seeds must be different numbers, got {list(self.seeds)}")
         return self

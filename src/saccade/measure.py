@@ -49,18 +49,18 @@ KEPT_EPISODES = 24
 """Whole episodes kept for the report."""
 
 
-def run(recipe: Recipe, *, arm: str, samples: Path | None = None) -> Summary:
+def run(recipe: Recipe, *, arm: str, kept: Path | None = None) -> Summary:
     """Ask the recipe's model the items of its split, or those still missing, and sum up all of
-    them. Samples that are slow to make are kept in the folder `samples` for other arms.
+    them. Samples that are slow to make are kept in the folder `kept` for other arms.
     """
-    return asyncio.run(_run(recipe, arm=arm, samples=samples))
+    return asyncio.run(_run(recipe, arm=arm, kept=kept))
 
 
-async def _run(recipe: Recipe, *, arm: str, samples: Path | None) -> Summary:
+async def _run(recipe: Recipe, *, arm: str, kept: Path | None) -> Summary:
     config = recipe.eval
     task = task_of(recipe)
-    if samples is not None:
-        task = Kept(task, samples)
+    if kept is not None:
+        task = Kept(task, kept)
     with RunFolder(recipe.run or Path("runs/eval")) as folder:
         check_same_run(folder.recipe(), recipe, stage="eval")
         check_same_start(folder, recipe, stage="eval")

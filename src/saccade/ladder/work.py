@@ -137,9 +137,10 @@ def _do(job: Job, top: Path) -> None:
     if job.action == "train":
         (sft.run if job.arm.stage == "sft" else rl.run)(recipe)
     elif job.action == "measure":
-        task = json.dumps(recipe.task.model_dump(mode="json"), sort_keys=True)
+        drawn_by = [recipe.task.model_dump(mode="json"), recipe.max_image_tokens]
+        task = json.dumps(drawn_by, sort_keys=True)
         own = hashlib.sha256(task.encode()).hexdigest()[:12]  # arms may have tasks of their own
-        measure.run(recipe, arm=job.arm.name, samples=top / "samples" / own)
+        measure.run(recipe, arm=job.arm.name, kept=top / "samples" / own)
     else:
         count = recipe.rl.steps * recipe.rl.prompts_per_step
         if job.action == "answers":

@@ -26,6 +26,8 @@ GROUP: plugins.Group = "saccade.tasks"
 
 CLUSTER = "cluster"
 """Name in `Sample.meta`: samples of equal value depend on each other (share a picture, say)."""
+BETWEEN_SEEDS = 10**7
+"""Samples of an endless split from the first of one seed to the first of the next."""
 TASKS = ("charts", "files")
 """Names of the tasks that come with saccade."""
 
@@ -89,10 +91,11 @@ def stream(
     """Samples for training, without end, each with the number of times that it came before.
 
     A split that ends is read again and again, each time in an order of its own, which is a function
-    of seed and round.
+    of seed and round. Of one without end each seed reads other samples.
     """
     size = task.size(split)
     if size is None:
+        start += seed * BETWEEN_SEEDS
         return [(s, 0) for s in task.load(split, store=store, start=start, count=count)]
     rounds = range(start // size, (start + count - 1) // size + 1)
     orders = {past: np.random.default_rng([seed, past, 13]).permutation(size) for past in rounds}
