@@ -24,6 +24,7 @@ from saccade.ladder import runs as ladder
 from saccade.ladder import work as ladder_work
 from saccade.ladder.arms import arms_of
 from saccade.recipe_files import changed, load_recipe
+from saccade.rewards.answers import SCORER_VERSION
 from saccade.run_folder import RunFolder
 from saccade.types import StopReason
 
@@ -294,6 +295,7 @@ def test_results_hold_figures_differences_costs_and_chance(played: Played, tmp_p
     assert costs == [{"steps": 1, "episodes": 24, "tokens": 120.0, "seconds": 1.5}] * 2
     assert results["arms"]["sft"]["training"][0] == {"steps": 1, "tokens": 7, "seconds": 2.0}
     assert json.loads((tmp_path / "ladder.json").read_text()) == results
+    assert results["scorer"] == SCORER_VERSION
 
 
 # --- processes ------------------------------------------------------------------------------------

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from saccade.config import Recipe
 from saccade.errors import RecipeError
-from saccade.recipe_files import Stage, check_same_run, dump_recipe, load_recipe, recipe_hash
+from saccade.recipe_files import (
+    Stage,
+    check_same_run,
+    dump_recipe,
+    load_recipe,
+    recipe_from,
+    recipe_hash,
+)
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -249,3 +256,8 @@ def test_a_dumped_recipe_is_readable_text(tmp_path: Path) -> None:
     text = dump_recipe(recipe)
     assert "model: модель-" in text
     assert load_recipe(written(tmp_path, text)) == recipe
+
+
+def test_a_stored_recipe_that_is_no_yaml_is_refused() -> None:
+    with pytest.raises(RecipeError, match="recipe of a run can't be read"):
+        recipe_from("seed: [1,\n  'x")

@@ -62,7 +62,12 @@ def _validated(data: Mapping[str, Any]) -> Recipe:
 
 def recipe_from(text: str) -> Recipe:
     """The recipe that `dump_recipe` wrote. Raises RecipeError like `load_recipe`."""
-    return _validated(yaml.load(text, _Loader))
+    try:
+        found = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"The recipe of a run can't be read: {reason}.") from None
+    return _validated(found)
 
 
 def changed(recipe: Recipe, settings: Mapping[str, JsonValue]) -> Recipe:

@@ -33,6 +33,7 @@ from saccade.ladder.figures.statistics import (
 )
 from saccade.ladder.work import Action, Job, Work, workers
 from saccade.recipe_files import changed, dump_recipe, recipe_from
+from saccade.rewards.answers import SCORER_VERSION
 from saccade.run_folder import RunFolder
 
 __all__ = ["run", "trained_model"]
@@ -294,6 +295,7 @@ def _results(found: _Ladder) -> dict[str, Any]:
             else [],
         }
     return {
+        "scorer": SCORER_VERSION,
         "tested": config.tested,
         "reference": config.reference,
         "validation_items": config.validation_items,
