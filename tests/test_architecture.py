@@ -30,6 +30,7 @@ LAYERS = (
     ("engines.decoding",),
     ("engines.torch",),
     ("assemble",),
+    ("ledger",),
     ("pretrain", "sft", "measure", "sampling", "synth_kept", "ask"),
     ("rl",),
     ("benches", "ladder"),

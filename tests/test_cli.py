@@ -36,6 +36,7 @@ from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
 from saccade.picture_files import load_image
 from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import Setup
 from saccade.synth import read_demonstrations
 from saccade.worlds.charts import item
@@ -247,6 +248,16 @@ def test_rows_of_something_else_are_one_sentence(smoke: Path, tmp_path: Path) ->
         assert "written by something else" in refused("eval", smoke, "--run", folder)
 
 
+def test_answers_judged_by_other_rules_are_not_mixed_in(smoke: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "e"
+    ok("eval", smoke, "eval.items=1", "--run", folder)
+    [row] = rows(folder / "rows.jsonl")
+    assert row["scorer"] == SCORER_VERSION
+    (folder / "rows.jsonl").write_text(json.dumps({**row, "scorer": SCORER_VERSION + 1}) + "\n")
+    told = refused("eval", smoke, "eval.items=2", "--run", folder)
+    assert f"judged by version {SCORER_VERSION + 1} of the scoring rules" in told
+
+
 @pytest.mark.parametrize("torn", ["", '{"id": "charts/test/2", "rollo'])
 def test_an_evaluation_that_was_cut_off_ends_with_the_same_results(
     smoke: Path, tmp_path: Path, torn: str
@@ -281,6 +292,8 @@ def test_rollout_shows_episodes_and_keeps_them_where_a_folder_is_given(
     assert "rollout validation 2/2" in told.stderr
     assert rows(tmp_path / "r" / "episodes.jsonl") == episodes
     contents(tmp_path / "r", "images/*")
+    [read] = rows(tmp_path / "r" / "ledger.jsonl")
+    assert (read["split"], read["items"], read["arm"]) == ("validation", 2, "rollout")
     people = ok("rollout", smoke, "--count", 1, "--split", "train").stdout
     assert people.startswith("Question: ")
     assert re.search(r"^(Answer|No answer): ", people, re.MULTILINE)
@@ -314,7 +327,7 @@ def test_the_demo_trains_evaluates_asks_and_reports(shelf: Path, shown: Result) 
     assert "rl-no-tools" in (top / "report.html").read_text(encoding="utf-8")
     for picture in ("question.png", "gaze.png"):
         assert load_image(top / picture).width > 100
-    asked = item("test", first_look(), max_pixels=8 * 784).question
+    asked = item("validation", first_look(), max_pixels=8 * 784).question
     assert shown.stdout.startswith(f"Question: {asked}\n")
     assert f"Report: {top / 'report.html'}" in shown.stdout
     arms = top / "arms"
@@ -324,7 +337,9 @@ def test_the_demo_trains_evaluates_asks_and_reports(shelf: Path, shown: Result) 
 
 
 def first_look() -> int:
-    return next((n for n in range(4) if item("test", n, max_pixels=8 * 784).stratum == "look"), 0)
+    return next(
+        (n for n in range(4) if item("validation", n, max_pixels=8 * 784).stratum == "look"), 0
+    )
 
 
 def trained(shelf: Path, arm: str) -> Path:
@@ -668,6 +683,7 @@ def shipped() -> list[str]:
 @pytest.mark.parametrize("name", shipped())
 def test_each_recipe_that_is_shipped_loads_and_its_demonstrations_parse(name: str) -> None:
     path = recipe_path(name)
+    assert recipe_path(f"recipes/{name}.yaml") == path
     recipe = load_recipe(path)
     if "sft" not in yaml.safe_load(path.read_text(encoding="utf-8")):
         return

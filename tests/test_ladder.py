@@ -10,23 +10,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import saccade
-from saccade.assemble import made_by
+from saccade.assemble import answering, made_by, task_of
 from saccade.config import Recipe
-from saccade.errors import RecipeError
+from saccade.episode_json import episode_to_json
+from saccade.errors import DataError, RecipeError
 from saccade.evaluate import SampleRow
+from saccade.image_store import ImageStore
 from saccade.ladder import runs as ladder
 from saccade.ladder import work as ladder_work
 from saccade.ladder.arms import arms_of
 from saccade.recipe_files import changed, load_recipe
 from saccade.rewards.answers import SCORER_VERSION
+from saccade.rollout import check_room
 from saccade.run_folder import RunFolder
-from saccade.types import StopReason
+from saccade.tasks.charts import Charts
+from saccade.types import Answer, Episode, Message, Parsed, StopReason, Text, TurnRecord
+
+SHIPPED = Path(saccade.__file__).parent / "recipes" / "charts-tiny.yaml"
 
 ARMS: dict[str, Any] = {
     "base": {"stage": "eval", "set": {"dialect": "plain", "tools": []}},
@@ -73,7 +81,7 @@ class Played:
             self.done.append(f"{stage} {recipe.run.parts[-3]} seed {recipe.seed} rate {rate:g}")
             with RunFolder(recipe.run) as folder:
                 row = {"stage": stage, "step": 1, "tokens": 7, "seconds": 2.0, "prompts": 3}
-                more = {"completion_tokens": 5.0, "seconds_rollout": 1.0, "seconds_update": 0.5}
+                more = {"trained_tokens": 120, "seconds_rollout": 1.0, "seconds_update": 0.5}
                 folder.append("metrics", row | more)
             model = recipe.run / "model"
             model.mkdir()
@@ -83,13 +91,14 @@ class Played:
 
         return run
 
-    def measure(self, recipe: Recipe, *, arm: str, kept: Path) -> None:
+    def measure(self, recipe: Recipe, *, arm: str, samples: Path) -> None:
         assert recipe.run is not None
-        self.samples.add(kept)
+        self.samples.add(samples)
         self.done.append(f"{recipe.eval.split} {arm} seed {recipe.seed}")
         right = self.right(recipe)
         with RunFolder(recipe.run) as folder:
-            for number in range(recipe.eval.items):
+            size = task_of(recipe).size(recipe.eval.split)
+            for number in range(min(recipe.eval.items, size or 10**9)):
                 folder.append("rows", {"number": number, **row(number, number < right).to_json()})
 
 
@@ -154,14 +163,61 @@ def test_arms_that_contradict_themselves_are_refused(arms: dict[str, Any], words
         arms_of(changed(Recipe(), {"ladder.arms": arms}).ladder)
 
 
+@pytest.mark.parametrize("key", ["tested", "reference"])
+def test_the_arms_that_others_are_compared_with_are_in_the_ladder(
+    played: Played, tmp_path: Path, key: str
+) -> None:
+    made = recipe(tmp_path).model_dump(mode="json", exclude_unset=True)
+    del made["ladder"][key]
+    with pytest.raises(RecipeError, match=rf"ladder\.{key} must be one of base, sft, rl, .*got"):
+        ladder.run(Recipe.model_validate(made))
+    assert not played.done
+
+
+def test_arms_can_not_learn_from_prompts_that_depend_on_the_model(
+    played: Played, tmp_path: Path
+) -> None:
+    arms = {**ARMS, "answers": {"stage": "sft", "data": "answers"}}
+    with pytest.raises(RecipeError, match=r"answers learns from .* rl\.dynamic_sampling"):
+        ladder.run(recipe(tmp_path, **{"ladder.arms": arms, "rl.dynamic_sampling": True}))
+    assert not played.done
+
+
 def test_a_ladder_without_arms_says_where_there_is_one(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"has no ladder\.arms; recipe charts-tiny"):
         ladder.run(changed(Recipe(), {"run": str(tmp_path)}))
 
 
+SEVERAL_KEYS = {"base", "sft-held-out"}
+"""The untrained model speaks without tools; a tool by its schema needs words and room for it."""
+
+
+def test_an_arm_of_the_shipped_ladder_differs_from_its_neighbour_by_one_key() -> None:
+    given = load_recipe(SHIPPED).ladder.arms
+    for name, arm in given.items():
+        own = {k for k in ("stage", "start", "data", "episodes") if getattr(arm, k) is not None}
+        keys = [*own, *arm.set]
+        if name in SEVERAL_KEYS:
+            assert len(keys) > 1
+        elif arm.like is None:  # the roots: how a model is made, and from which one
+            assert own == set(keys) <= {"stage", "start"} or arm.stage == "eval", name
+            assert len(arm.set) <= 1, name
+        else:
+            allowed = 2 if "start" in own and arm.stage != "eval" else 1
+            assert 1 <= len(keys) <= allowed, name
+
+
+@pytest.mark.parametrize("name", load_recipe(SHIPPED).ladder.arms)
+def test_every_arm_of_the_shipped_ladder_has_room_for_a_turn(name: str) -> None:
+    recipe = load_recipe(SHIPPED)
+    made = changed(recipe, dict(arms_of(recipe.ladder)[name].settings))
+    store = ImageStore()
+    for sample in task_of(made).load("validation", store=store, count=5):
+        check_room(sample, answering(made, store=store))
+
+
 def test_the_shipped_ladder_has_the_arms_that_could_refute_it() -> None:
-    path = Path(saccade.__file__).parent / "recipes" / "charts-tiny.yaml"
-    arms = arms_of(load_recipe(path).ladder)
+    arms = arms_of(load_recipe(SHIPPED).ladder)
     trained = {a.name: a for a in arms.values() if a.stage == "rl"}
     assert {a.start for a in trained.values()} == {"sft"}
     own = {name: a.settings for name, a in trained.items()}
@@ -169,10 +225,93 @@ def test_the_shipped_ladder_has_the_arms_that_could_refute_it() -> None:
     modes = {s.get("rollout.observation") for s in own.values()}
     assert modes == {None, "text", "none", "swapped"}
     assert own["rl-no-tools"] == {"tools": []}
-    for name, arm in trained.items():  # each by one key
-        like = arm.differs.partition(",")[0]
-        if name != "v-toolrl":
-            assert len(set(own[name]) - set(own[like])) == 1
+
+
+# --- episodes that were made elsewhere -----------------------------------------------------------
+
+
+def foreign(folder: Path, *, count: int, **changes: Any) -> Path:
+    """Episodes of the first items of validation, as another program would write them: the right
+    answer to each even one, and a gold answer of its own that makes all of them right.
+    """
+    store, lines = ImageStore(), []
+    for number, sample in enumerate(Charts().load("validation", store=store, count=count)):
+        said = sample.answer if number % 2 == 0 else "nothing"
+        told = Answer(said)
+        episode = Episode(
+            replace(sample, answer=said, stratum="easy"),
+            messages=(Message("user", (Text(sample.question),)),),
+            turns=(TurnRecord(Parsed(said, answer=told)),),
+            stop=StopReason.ANSWERED,
+        )
+        lines.append(json.dumps({**episode_to_json(episode), **changes}))
+    path = folder / "validation.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def with_foreign(run: Path, folder: Path) -> Recipe:
+    arms = {**ARMS, "theirs": {"stage": "score", "episodes": str(folder / "{split}.jsonl")}}
+    return recipe(
+        run,
+        **{
+            "ladder.arms": arms,
+            "ladder.splits": ["validation"],
+            "ladder.validation": "train",
+            "ladder.only": ["base", "theirs"],
+        },
+    )
+
+
+def test_episodes_made_elsewhere_are_judged_by_our_answers_and_strata(
+    played: Played, tmp_path: Path
+) -> None:
+    foreign(tmp_path, count=8)
+    made = with_foreign(tmp_path / "run", tmp_path)
+    results = ladder.run(made)
+    figures = results["splits"]["validation"]["arms"]["theirs"]
+    assert figures["by_stratum"]["accuracy"]["all"][0] == 0.5
+    rows = RunFolder(tmp_path / "run/arms/theirs/seed-3/validation").read("rows")
+    ours = Charts().load("validation", store=ImageStore(), count=8)
+    assert [r["stratum"] for r in rows] == [s.stratum for s in ours]
+    assert [r["gold"] for r in rows] == [s.answer for s in ours]
+    [line] = RunFolder(tmp_path / "run/arms/theirs/seed-3/validation").read("ledger")
+    assert (line["split"], line["items"], line["model"]) == ("validation", 8, None)
+    done = len(played.done)
+    assert ladder.run(made) == results
+    assert len(played.done) == done
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda lines: lines[:-1], "holds 7 episodes, and the split has 8 items"),
+        (
+            lambda lines: [*lines[:3], "{", *lines[4:]],
+            "Line 4 of .* is no episode",
+        ),
+        (lambda lines: [*lines[:3], "[]", *lines[4:]], "Line 4 of"),
+        (lambda lines: [*lines, lines[2]], r"Line 9 .* another episode of sample 'charts/valid"),
+    ],
+)
+def test_episodes_that_can_not_be_scored_are_refused_before_anything_is_done(
+    played: Played, tmp_path: Path, spoil: Callable[[list[str]], list[str]], words: str
+) -> None:
+    path = foreign(tmp_path, count=8)
+    path.write_text("\n".join(spoil(path.read_text().splitlines())) + "\n")
+    with pytest.raises(DataError, match=words):
+        ladder.run(with_foreign(tmp_path / "run", tmp_path))
+    assert not played.done
+
+
+def test_episodes_of_other_items_are_refused(played: Played, tmp_path: Path) -> None:
+    path = foreign(tmp_path, count=9)
+    with pytest.raises(DataError, match=r"not asked: 'charts/validation/8'\."):
+        ladder.run(with_foreign(tmp_path / "run", tmp_path))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(DataError, match="no episode of sample 'charts/validation/0'"):
+        ladder.run(with_foreign(tmp_path / "run", tmp_path))
 
 
 # --- the order of things --------------------------------------------------------------------------
@@ -255,6 +394,36 @@ def test_what_failed_by_our_doing_is_asked_again(played: Played, tmp_path: Path)
     assert played.done[done:] == ["test rl seed 5"]
 
 
+def test_a_folder_is_the_same_however_it_is_named(
+    played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = ladder.run(recipe(Path("here")))
+    done = len(played.done)
+    for other in (Path("./x/../here"), tmp_path / "here"):
+        assert ladder.run(recipe(other)) == first
+    assert len(played.done) == done
+    started = {
+        RunFolder(folder.parent).recipe() for folder in tmp_path.glob("here/arms/*/*/*/recipe.yaml")
+    }
+    assert all("x/.." not in (text or "") for text in started)
+
+
+def test_a_split_with_fewer_items_than_asked_for_is_done_once(
+    played: Played, tmp_path: Path
+) -> None:
+    path = tmp_path / "few.jsonl"
+    Image.new("RGB", (60, 60)).save(tmp_path / "one.png")
+    row = {"image": "one.png", "question": "?", "answer": "1"}
+    rows = [{**row, "id": f"{s}{k}", "split": s} for k in range(3) for s in ("test", "validation")]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    made = recipe(tmp_path / "run", **{"task.name": "files", "task.path": str(path)})
+    ladder.run(made)
+    done = len(played.done)
+    ladder.run(made)
+    assert len(played.done) == done
+
+
 def test_too_few_resamples_are_refused_before_anything_is_trained(
     played: Played, tmp_path: Path
 ) -> None:
@@ -292,7 +461,7 @@ def test_results_hold_figures_differences_costs_and_chance(played: Played, tmp_p
     assert split["chance"]["value"]["constant"] == pytest.approx(3 / 8)
     assert {g["arm"] for g in split["gain_and_harm"]} == set(ARMS) - {"rl-text"}
     costs = results["arms"]["rl"]["training"]
-    assert costs == [{"steps": 1, "episodes": 24, "tokens": 120.0, "seconds": 1.5}] * 2
+    assert costs == [{"steps": 1, "episodes": 24, "tokens": 120, "seconds": 1.5}] * 2
     assert results["arms"]["sft"]["training"][0] == {"steps": 1, "tokens": 7, "seconds": 2.0}
     assert json.loads((tmp_path / "ladder.json").read_text()) == results
     assert results["scorer"] == SCORER_VERSION

@@ -19,6 +19,8 @@ from saccade.errors import DataError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import root_view
+from saccade.ladder.figures import statistics
+from saccade.ladder.page import tables
 from saccade.ladder.page.report import format_ladder, write_ladder_report
 from saccade.ladder.page.statements import statements
 from saccade.run_folder import RunFolder
@@ -658,3 +660,7 @@ def test_a_folder_without_a_ladder_is_refused_and_not_made(tmp_path: Path) -> No
     (tmp_path / "ladder.json").write_text("[]")
     with pytest.raises(DataError, match="has no arms"):
         write_ladder_report(tmp_path)
+
+
+def test_the_page_shows_the_mixtures_that_are_computed() -> None:
+    assert tuple(f"{share:g}" for share in statistics.LOOK_SHARES) == tables.LOOK_SHARES

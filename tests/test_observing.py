@@ -26,7 +26,7 @@ from saccade.rewards import Rubric, answer
 from saccade.rollout import LEAST_REPLY_TOKENS, Limits, Setup, rollout, run_episode
 from saccade.tasks import CLUSTER
 from saccade.tokens import Tree, flatten, tokenize
-from saccade.tools import ToolBox, crop, draw_horizontal_line, tool
+from saccade.tools import ToolBox, crop, draw_horizontal_line, look, tool
 from saccade.types import BoxFound, Episode, ImageRef, ImageShown, Sample, StopReason
 from saccade.view import gaze_picture
 
@@ -265,6 +265,24 @@ def test_coordinates_in_words_are_in_the_frame_of_the_model(world: World) -> Non
 
     episode = world.play(act("crop", box=[0.25, 0.2, 0.5, 0.4]), say("42"), mode="text", frame=unit)
     assert "150 x 90 pixels at [0.25, 0.2, 0.5, 0.4] of img_0." in episode.messages[3].text
+
+
+def test_how_much_a_tool_cut_off_is_not_told_in_words(world: World) -> None:
+    def sample(print_at: Sequence[int] | None) -> Sample:
+        picture = Image.new("RGB", (600, 450), "white")
+        if print_at is not None:
+            picture.paste("black", tuple(print_at))
+        return Sample("dark", "What?", (world.store.add(root_view(picture)),), "42")
+
+    told = []
+    for print_at in ([200, 150, 280, 200], [300, 200, 310, 240], None):
+        world.dark = sample(print_at)
+        toolbox = ToolBox((look,), store=world.store)
+        episode = world.play(act("look", box=LOOK), say("42"), mode="text", toolbox=toolbox)
+        assert [r.how for r in episode.gaze] == ["named"]
+        told.append(episode.messages[3].text)
+    assert "img_1: a picture of 360 x 180 pixels at [100, 200, 700, 600] of img_0." in told[0]
+    assert told[0] == told[1] == told[2]
 
 
 def test_none_acknowledges_and_tells_nothing_of_what_came_back(world: World) -> None:

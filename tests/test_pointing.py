@@ -34,6 +34,13 @@ def test_looks_survive_writing_and_reading(looks: list[tuple[str, list[int]]]) -
     assert POINTING.parse(POINTING.render(parsed)) == parsed
 
 
+def test_another_tool_stands_behind_the_same_words() -> None:
+    other = dialect("pointing", style="silent", tools=["crop", "zoom"])
+    parsed = other.parse("bar 4 [810, 200, 870, 260]")
+    assert [c.name for c in parsed.calls] == ["crop"]
+    assert other.render(parsed) == "bar 4 [810, 200, 870, 260]"
+
+
 @settings(deadline=None, max_examples=150)
 @given(LINES, st.one_of(st.just(""), LINES))
 def test_answers_survive_writing_and_reading(answer: str, thought: str) -> None:

@@ -16,7 +16,14 @@ from PIL import Image
 from saccade.dialects import dialect
 from saccade.engines import Capabilities, Sampling, TurnRequest
 from saccade.engines.scripted import ScriptedEngine
-from saccade.errors import EngineError, SaccadeError, StorageError, ToolError, ToolUnavailable
+from saccade.errors import (
+    EngineError,
+    RecipeError,
+    SaccadeError,
+    StorageError,
+    ToolError,
+    ToolUnavailable,
+)
 from saccade.geometry import Box, Frame
 from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
@@ -32,6 +39,8 @@ from saccade.rollout import (
     Failures,
     Limits,
     Setup,
+    check_room,
+    opening,
     rollout,
     run_episode,
 )
@@ -292,6 +301,17 @@ def test_a_prompt_that_fills_the_context_is_never_asked(world: World) -> None:
     assert episode.stop is StopReason.CONTEXT_FULL
     assert requests_of(setup, "0/s/0") == []
     assert setup.engine.released == ["0/s/0"]
+
+
+def test_a_run_whose_prompts_leave_no_room_for_a_turn_is_refused(world: World) -> None:
+    setup = world.setup({})
+    assert setup.renderer is not None
+    taken = len(setup.renderer.prompt(opening(world.sample(), setup)).ids)
+    least = taken + LEAST_REPLY_TOKENS
+    check_room(world.sample(), replace(setup, limits=Limits(max_context_tokens=least)))
+    tight = replace(setup, limits=Limits(max_context_tokens=least - 1))
+    with pytest.raises(RecipeError, match=rf"takes {taken} of {least - 1} tokens"):
+        check_room(world.sample(), tight)
 
 
 def test_an_observation_that_does_not_fit_is_shrunk_then_told_and_then_ends_the_episode(

@@ -22,7 +22,7 @@ from saccade.config import Recipe
 from saccade.dialects import dialect
 from saccade.engines import Engine
 from saccade.engines.torch import TorchEngine
-from saccade.errors import RecipeError
+from saccade.errors import DataError, RecipeError
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
 from saccade.models.qwen2vl import encode_images, load_model
@@ -44,6 +44,7 @@ __all__ = [
     "device_of",
     "image_features",
     "lineage_hash",
+    "lineage_of",
     "load_policy",
     "made_by",
     "model_folder",
@@ -123,7 +124,7 @@ def made_by(recipe: Recipe, *, stage: Stage, start: str | None) -> dict[str, obj
     """Where weights come from, as stored beside them: hash of the recipe for that stage, its seed,
     and the same of the model it started from.
     """
-    before = None if start is None else _lineage(start)
+    before = None if start is None else lineage_of(start)
     digest = recipe_hash(recipe, stage=stage)
     return {"stage": stage, "recipe": digest, "seed": recipe.seed, "from": before}
 
@@ -132,16 +133,24 @@ def lineage_hash(recipe: Recipe) -> str | None:
     """sha256 of where the recipe's model comes from, as canonical JSON; None where nobody stored
     that beside it, or it is behind an endpoint.
     """
-    told = None if recipe.api else _lineage(recipe.model)
+    told = None if recipe.api else lineage_of(recipe.model)
     if told is None:
         return None
     canonical = json.dumps(told, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
-def _lineage(model: str) -> object:
+def lineage_of(model: str) -> object:
+    """What `made_by` stored beside a model's weights; None where there is nothing."""
     told = model_folder(model) / "saccade.json"
-    return json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
+    if not told.is_file():
+        return None
+    with Reading(told.name):
+        text = told.read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{told.name} of model {model!r} is no JSON: {error}.") from None
 
 
 def data_file(path: Path) -> Path:
@@ -207,7 +216,7 @@ def setup_for(
         )
     return Setup(
         engine=engine,
-        dialect=dialect(recipe.dialect, style=recipe.tool_style),
+        dialect=dialect(recipe.dialect, style=recipe.tool_style, tools=recipe.tools),
         store=store,
         toolbox=toolbox,
         renderer=policy.renderer if policy else None,

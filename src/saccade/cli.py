@@ -390,10 +390,14 @@ def _task(name: str, path: Path | None) -> Task:
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe file by path, or by the name of one that comes with saccade."""
+    """A recipe file by path, or one that comes with saccade: by its name, or as recipes/NAME.yaml
+    from anywhere.
+    """
     path, built_in = Path(name), _built_in()
     if path.is_file():
         return path
+    if path.parent.name == "recipes" and path.suffix == ".yaml":
+        name = path.stem
     if name not in built_in:
         known = ", ".join(sorted(built_in))
         raise RecipeError(f"No recipe {name!r}: there is no such file, and built in are {known}.")

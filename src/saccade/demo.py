@@ -51,7 +51,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
 
 def ask_one(recipe: Recipe) -> tuple[Episode, Path]:
-    """The trained model's answer to the first test item that needs a look, and its gaze, drawn."""
+    """The trained model's answer to the first item of validation that needs a look, and its gaze,
+    drawn.
+    """
     recipe = small(recipe)
     top = recipe.run
     assert top is not None
@@ -69,13 +71,15 @@ def ask_one(recipe: Recipe) -> tuple[Episode, Path]:
 
 
 def _needs_look(recipe: Recipe, store: ImageStore) -> Sample:
-    """The first test item that can't be answered from the first picture; the first one if none."""
+    """The first item that can't be answered from the first picture; the first one if none. No test
+    item: those are read by measurements alone.
+    """
     task, items = task_of(recipe), recipe.eval.items
     found = (
         sample
         for start in range(0, items, PIECE)
         for sample in task.load(
-            recipe.eval.split, store=store, start=start, count=min(PIECE, items - start)
+            recipe.ladder.validation, store=store, start=start, count=min(PIECE, items - start)
         )
     )
     first = next(found)

@@ -165,6 +165,8 @@ def episode_to_json(episode: Episode, *, segments: bool = True) -> dict[str, Any
 
 def episode_from_json(value: Mapping[str, Any]) -> Episode:
     """The episode that `episode_to_json` wrote. Raises DataError where the value is none."""
+    if not isinstance(value, Mapping):
+        raise DataError(f"Episode can't be read: it is a {type(value).__name__}, not an object.")
     schema = value.get("schema")
     if schema != SCHEMA:
         raise DataError(

@@ -101,6 +101,8 @@ class SampleRow:
     """The right answer."""
     choices: int | None = None
     """Answers that a guess would draw from, where the task says it."""
+    scorer: int = 1
+    """Version of the rules that judged; the first one where a row does not say it."""
 
     def __post_init__(self) -> None:
         if self.stratum == ALL:
@@ -180,6 +182,7 @@ def row_of(
         image_tokens=image_tokens,
         gold=sample.answer,
         choices=int(told["choices"]) if told.get("choices", "").isdecimal() else None,
+        scorer=SCORER_VERSION,
     )
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from saccade.assemble import answering, check_same_start, lineage_hash, task_of
+from saccade.assemble import answering, check_same_start, task_of
 from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
@@ -31,16 +30,18 @@ from saccade.evaluate import (
     summarise,
 )
 from saccade.image_store import ImageStore
+from saccade.ledger import note_reading
 from saccade.observing import partner_of
 from saccade.progress import Bar, progress
-from saccade.recipe_files import check_same_run, dump_recipe, recipe_hash
-from saccade.rollout import Failures, Setup, rollout
+from saccade.recipe_files import check_same_run, dump_recipe
+from saccade.rewards.answers import SCORER_VERSION
+from saccade.rollout import Failures, Setup, check_room, rollout
 from saccade.run_folder import RunFolder
 from saccade.tasks import Task
-from saccade.tasks.kept import Kept
+from saccade.tasks.stored import Stored
 from saccade.types import Episode, Outcome, Sample, StopReason
 
-__all__ = ["compare", "rows_of", "run"]
+__all__ = ["CHUNK", "compare", "rows_of", "run"]
 
 METRICS: tuple[Metric, ...] = ("accuracy", "coverage", "calls")
 CHUNK = 100
@@ -49,18 +50,18 @@ KEPT_EPISODES = 24
 """Whole episodes kept for the report."""
 
 
-def run(recipe: Recipe, *, arm: str, kept: Path | None = None) -> Summary:
+def run(recipe: Recipe, *, arm: str, samples: Path | None = None) -> Summary:
     """Ask the recipe's model the items of its split, or those still missing, and sum up all of
-    them. Samples that are slow to make are kept in the folder `kept` for other arms.
+    them. Samples that are slow to make are stored in the folder `samples` for other arms.
     """
-    return asyncio.run(_run(recipe, arm=arm, kept=kept))
+    return asyncio.run(_run(recipe, arm=arm, samples=samples))
 
 
-async def _run(recipe: Recipe, *, arm: str, kept: Path | None) -> Summary:
+async def _run(recipe: Recipe, *, arm: str, samples: Path | None) -> Summary:
     config = recipe.eval
     task = task_of(recipe)
-    if kept is not None:
-        task = Kept(task, kept)
+    if samples is not None:
+        task = Stored(task, samples)
     with RunFolder(recipe.run or Path("runs/eval")) as folder:
         check_same_run(folder.recipe(), recipe, stage="eval")
         check_same_start(folder, recipe, stage="eval")
@@ -78,11 +79,13 @@ async def _run(recipe: Recipe, *, arm: str, kept: Path | None) -> Summary:
                 store = ImageStore()
                 setup = answering(recipe, store=store, rubric=task.rubric)
                 setup = replace(setup, failures=Failures())
-                _note_reading(folder, recipe, arm=arm, items=items)
+                [first] = task.load(config.split, store=store, count=1)
+                check_room(first, setup)
+                note_reading(folder, recipe, arm=arm, split=config.split, items=items)
                 for start in range(0, items, CHUNK):
                     count = min(CHUNK, items - start)
-                    samples = task.load(config.split, store=store, start=start, count=count)
-                    loaded = dict(enumerate(samples, start))
+                    found = task.load(config.split, store=store, start=start, count=count)
+                    loaded = dict(enumerate(found, start))
                     missing = {n: s for n, s in loaded.items() if s.id not in done}
                     partners: Sequence[Sample] = ()
                     if setup.observation == "swapped":
@@ -96,24 +99,6 @@ async def _run(recipe: Recipe, *, arm: str, kept: Path | None) -> Summary:
         summary = summarise(rows, bootstrap=config.bootstrap, seed=recipe.seed)
         folder.write_json("results.json", results_json({arm: summary}, ()))
     return summary
-
-
-def _note_reading(folder: RunFolder, recipe: Recipe, *, arm: str, items: int) -> None:
-    """A line in the ledger for the items that are about to be asked."""
-    known = {row["number"] for row in folder.read("rows")}
-    numbers = [number for number in range(items) if number not in known]
-    folder.append(
-        "ledger",
-        {
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "split": recipe.eval.split,
-            "items": len(numbers),
-            "first": numbers[0],
-            "arm": arm,
-            "recipe": recipe_hash(recipe, stage="eval"),
-            "model": lineage_hash(recipe),
-        },
-    )
 
 
 def _partner(
@@ -184,7 +169,7 @@ async def _ask(
 def rows_of(folder: RunFolder, *, items: int) -> list[SampleRow]:
     """The rows of the first `items` samples of an evaluation so far, in the order of the split.
 
-    Raises DataError for rows that no evaluation wrote.
+    Raises DataError for rows that no evaluation wrote, or another version of the scoring rules.
     """
     found: dict[int, SampleRow] = {}
     for row in folder.read("rows"):
@@ -195,6 +180,12 @@ def rows_of(folder: RunFolder, *, items: int) -> list[SampleRow]:
                 "was written by something else; choose another folder with --run."
             )
         sample = SampleRow.from_json(row)
+        if sample.scorer != SCORER_VERSION:
+            raise DataError(
+                f"rows.jsonl of {str(folder.path)!r} was judged by version {sample.scorer} of the "
+                f"scoring rules, and this is version {SCORER_VERSION}; choose another folder with "
+                "--run."
+            )
         if number < items:
             found[number] = sample
     return [found[number] for number in sorted(found)]

@@ -14,10 +14,10 @@ from dataclasses import replace
 from typing import Literal
 
 from saccade.errors import DataError
-from saccade.geometry import Frame
+from saccade.geometry import Box, Frame
 from saccade.image_store import ImageStore
 from saccade.tasks import CLUSTER
-from saccade.types import ImageRef, ImageShown, Part, Sample, Text, ToolResult
+from saccade.types import BoxNamed, ImageRef, ImageShown, Part, Sample, Text, ToolResult
 
 __all__ = [
     "ACKNOWLEDGED",
@@ -25,10 +25,10 @@ __all__ = [
     "acknowledged",
     "blackened",
     "in_words",
-    "kept",
     "partner_of",
     "partners_among",
     "pictures_of",
+    "recorded",
     "swapped",
 ]
 
@@ -38,6 +38,8 @@ acknowledgement in the place of everything. `swapped`: what the same call return
 sample's pictures. `black`: pictures of the same size and name, all black.
 """
 ACKNOWLEDGED = "Done."
+PIXEL = 1.0
+"""By which a region may differ from its box since it has whole pixels."""
 
 
 # --- forms of a result ----------------------------------------------------------------------------
@@ -53,22 +55,46 @@ def in_words(
 ) -> ToolResult:
     """Pictures replaced by a sentence with name, size and region: where they lie on the originals
     that have a name, in the model's own coordinates.
+
+    Of a region that the tool trimmed, the one that the call asked for is told: how much of it was
+    cut off was read from the pixels.
     """
     names = {image.key: name for name, image in originals.items()}
 
     def told(part: Part) -> Part:
         if not isinstance(part, ImageShown):
             return part
-        image = part.image
+        (width, height), regions = _untrimmed(part.image, result.named)
         places = [
-            f"{_numbers(frame(root).encode_box(polygon.bounds))} of {names[root.key]}"
-            for root, polygon in image.to_roots()
+            f"{_numbers(frame(root).encode_box(bounds))} of {names[root.key]}"
+            for root, bounds in regions
             if root.key in names
         ]
         where = f" at {' and '.join(places)}" if places else ""
-        return Text(f"{part.name}: a picture of {image.width} x {image.height} pixels{where}.")
+        return Text(f"{part.name}: a picture of {width} x {height} pixels{where}.")
 
     return replace(result, parts=tuple(told(p) for p in result.parts))
+
+
+def _untrimmed(
+    image: ImageRef, named: Sequence[BoxNamed]
+) -> tuple[tuple[int, int], list[tuple[ImageRef, Box]]]:
+    """Size and regions of a picture; of one that is a part of the single box that its call named,
+    those that the whole box would have.
+    """
+    size = image.width, image.height
+    regions = [(root, polygon.bounds) for root, polygon in image.to_roots()]
+    asked = [(r, p.bounds) for one in named[:1] for r, p in one.image.to_roots(one.box)]
+    if len(named) != 1 or len(regions) != 1 or len(asked) != 1:
+        return size, regions
+    [(root, shown)], [(other, whole)] = regions, asked
+    inside = shown.intersection(whole)
+    is_part = root.key == other.key and inside is not None and inside.area > 0.9 * shown.area
+    trimmed = max(whole.width - shown.width, whole.height - shown.height)
+    if not is_part or trimmed <= PIXEL:
+        return size, regions
+    across, down = whole.width / shown.width, whole.height / shown.height
+    return (round(image.width * across), round(image.height * down)), asked
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -108,7 +134,7 @@ def swapped(result: ToolResult, other: ToolResult, *, store: ImageStore) -> Tool
     return replace(result, parts=tuple(shown) or (Text(ACKNOWLEDGED),))
 
 
-def kept(result: ToolResult, shown: ToolResult, *, mode: Observation) -> ToolResult:
+def recorded(result: ToolResult, shown: ToolResult, *, mode: Observation) -> ToolResult:
     """The record of a call of which the model was shown `shown`.
 
     Where other pixels were shown than the call returned, the record keeps what it returned, less

@@ -54,7 +54,7 @@ from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.rewards import Rubric, per_turn, reward_named
-from saccade.rollout import Failures, Setup, rollout
+from saccade.rollout import Failures, Setup, check_room, rollout
 from saccade.run_folder import RunFolder
 from saccade.sft import checkpoint, resume, trainable
 from saccade.tasks import Task, stream
@@ -146,6 +146,7 @@ async def _run(recipe: Recipe) -> Path:
         prompts: Prompts = []
         if step < config.steps:
             prompts = _prompts(task, setup, recipe, step=step)
+            check_room(prompts[0][0], setup)
         with progress("rl", total=config.steps, done=step) as bar:
             while step < config.steps:
                 began = time.monotonic()
@@ -351,7 +352,8 @@ def update(
     config = recipe.rl
     groups = [g for g in sampled.groups if g.is_informative or reference is not None]
     if not groups:
-        return dict.fromkeys(("loss", "grad_norm", "kl", "entropy", "clipped", "ratio"))
+        nothing = dict.fromkeys(("loss", "grad_norm", "kl", "entropy", "clipped", "ratio"))
+        return {**nothing, "trained_tokens": 0}
     passes = _passes(groups, policy)
     # groups that agree pull nowhere, but they count: else the rest would weigh more without them
     trained = {id(g) for g in groups}
@@ -388,7 +390,11 @@ def update(
         total["grad_norm"] = clip_gradients(policy.model.parameters(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {**total, "kl": total["kl"] if reference is not None else None}
+    return {
+        **total,
+        "kl": total["kl"] if reference is not None else None,
+        "trained_tokens": tokens * config.updates_per_batch,
+    }
 
 
 def _add(total: dict[str, float], name: str, value: float) -> None:

@@ -2,8 +2,9 @@
 
 Invariant: an episode only grows; what it shows the model next extends what it showed before. The
 model's mistakes become observations; what is our doing ends the episode unscored and keeps its
-traceback; anything else is a bug and crashes. Gaze and rewards are of the true calls, whatever the
-model is shown of them (`saccade.observing`).
+traceback; anything else is a bug and crashes. Where other pixels are shown than a call returned,
+gaze and rewards are of the true call; what was shown in no picture was not seen
+(`saccade.observing`).
 
 Left out on purpose: stepping and batching, which are the engine's, and retries, which are those of
 tools and engines.
@@ -20,7 +21,14 @@ from typing import Literal, NamedTuple, Protocol
 
 from saccade.dialects import Dialect
 from saccade.engines import Engine, PolicyEngine, Sampling, TurnRequest
-from saccade.errors import EngineError, SaccadeError, ToolCrashed, ToolError, ToolUnavailable
+from saccade.errors import (
+    EngineError,
+    RecipeError,
+    SaccadeError,
+    ToolCrashed,
+    ToolError,
+    ToolUnavailable,
+)
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
 from saccade.observing import (
@@ -28,8 +36,8 @@ from saccade.observing import (
     acknowledged,
     blackened,
     in_words,
-    kept,
     pictures_of,
+    recorded,
     swapped,
 )
 from saccade.rewards import Rubric
@@ -56,6 +64,7 @@ __all__ = [
     "Limits",
     "SegmentRenderer",
     "Setup",
+    "check_room",
     "episode_key",
     "opening",
     "rollout",
@@ -164,6 +173,22 @@ def opening(sample: Sample, setup: Setup) -> tuple[Message, ...]:
         parts.append(ImageShown(image, name))
     messages.append(Message("user", (*parts, Text(sample.question))))
     return tuple(messages)
+
+
+def check_room(sample: Sample, setup: Setup) -> None:
+    """Raises RecipeError where the opening of a run's first sample leaves the model no room for a
+    turn: every episode would end before it began, and count as wrong.
+    """
+    if not setup.engine.capabilities.ids:
+        return
+    assert setup.renderer is not None
+    taken = len(setup.renderer.prompt(opening(sample, setup)).ids)
+    most = setup.limits.max_context_tokens
+    if most - taken < LEAST_REPLY_TOKENS:
+        raise RecipeError(
+            f"The prompt of sample {sample.id!r} takes {taken} of {most} tokens, which leaves no "
+            f"room for a turn of at least {LEAST_REPLY_TOKENS}: raise rollout.max_context_tokens."
+        )
 
 
 async def run_episode(
@@ -340,7 +365,7 @@ def _recorded(episode: Episode, setup: Setup, shown: Sequence[ToolResult]) -> Ep
     """The episode whose last turn remembers its calls as far as they were shown."""
     *before, last = episode.turns
     pairs = zip(last.results, shown, strict=True)
-    results = tuple(kept(r, s, mode=setup.observation) for r, s in pairs)
+    results = tuple(recorded(r, s, mode=setup.observation) for r, s in pairs)
     return replace(episode, turns=(*before, last._replace(results=results)))
 
 

@@ -9,6 +9,7 @@ from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
 from saccade.image_store import ImageStore
+from saccade.ledger import note_reading
 from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.rollout import rollout
@@ -26,6 +27,9 @@ def sample_episodes(recipe: Recipe, split: str, *, count: int) -> list[Episode]:
     folder = None if recipe.run is None else RunFolder(recipe.run)
     store = ImageStore()
     task = task_of(recipe)
+    if folder is not None:
+        with folder:
+            note_reading(folder, recipe, arm="rollout", split=split, items=count)
     samples = task.load(split, store=store, count=count)
     setup = answering(recipe, store=store, rubric=task.rubric)
     sampling = Sampling(recipe.rollout.temperature, recipe.rollout.max_tokens_per_turn)

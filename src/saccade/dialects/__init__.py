@@ -62,10 +62,14 @@ DIALECTS: dict[str, type[Hermes] | type[OpenThinkIMG] | type[Plain] | type[Point
 }
 
 
-def dialect(name: str, *, style: Style = "schema") -> Dialect:
-    """The dialect of that name. Raises RecipeError where there is none, or no such style."""
+def dialect(name: str, *, style: Style = "schema", tools: Sequence[str] = ()) -> Dialect:
+    """The dialect of that name, for a model that is offered these tools. Raises RecipeError where
+    there is none, or no such style.
+    """
     if name not in DIALECTS:
         raise RecipeError(f"No dialect named {name!r}. Available: {', '.join(sorted(DIALECTS))}.")
     if style not in get_args(Style):
         raise RecipeError(f"No style named {style!r}. Available: {', '.join(get_args(Style))}.")
+    if name == Pointing.name and tools:
+        return Pointing(style, tools[0])
     return DIALECTS[name](style)

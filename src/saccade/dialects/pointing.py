@@ -9,12 +9,13 @@ asks for a look at both boxes of img_0, and
     15
 
 answers 15. For models that can point and know no JSON, such as the tiny one: what they learned as
-an answer becomes a call, or stays an answer, as it stands.
+an answer becomes a call, or stays an answer, as it stands. Another tool that takes a box can stand
+behind the same words.
 
 Invariant: parse never raises, and parse(render(x)) == x for every x that render accepts: calls of
-`look` on img_0 with whole numbers and one line of thought each, or an answer of one line.
+its tool on img_0 with whole numbers and one line of thought each, or an answer of one line.
 
-Left out on purpose: other tools and other images than the first.
+Left out on purpose: several tools, other arguments, and other images than the first.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class Pointing:
     """Reads and writes boxes at the ends of lines."""
 
     style: Style = "schema"
+    tool: str = "look"
+    """What a box calls: the first of the tools on offer."""
     name: ClassVar[str] = "pointing"
 
     def parse(self, text: str) -> Parsed:
@@ -62,7 +65,7 @@ class Pointing:
             if found:
                 box = [int(v) for v in found.groups()]
                 name = f"call_{len(calls)}"
-                calls.append(ToolCall(name, "look", {"image": _IMAGE, "box": box}))
+                calls.append(ToolCall(name, self.tool, {"image": _IMAGE, "box": box}))
                 line = line[: len(line) - len(found[0])]
             if line.strip():
                 said.append(line.strip())

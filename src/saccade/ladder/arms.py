@@ -11,7 +11,7 @@ from typing import Any, Literal
 from saccade.config import LadderConfig
 from saccade.errors import RecipeError
 
-__all__ = ["Arm", "arms_of", "with_starts"]
+__all__ = ["Arm", "Stage", "arms_of", "with_starts"]
 
 Stage = Literal["eval", "sft", "rl", "score"]
 

@@ -10,20 +10,17 @@ Left out on purpose: figures (`saccade.ladder.figures`) and the page that shows 
 
 from __future__ import annotations
 
-import json
+import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from saccade.assemble import task_of
-from saccade.atomic_files import Reading
 from saccade.config import Recipe
-from saccade.episode_json import episode_from_json
-from saccade.errors import DataError, RecipeError
-from saccade.evaluate import SampleRow, row_of
-from saccade.ladder.arms import Arm, arms_of, with_starts
+from saccade.errors import RecipeError
+from saccade.evaluate import SampleRow
+from saccade.ladder.arms import Arm, Stage, arms_of, with_starts
 from saccade.ladder.figures.draws import Resampling
 from saccade.ladder.figures.statistics import (
     arm_figures,
@@ -31,6 +28,7 @@ from saccade.ladder.figures.statistics import (
     gain_and_harm,
     majority_level,
 )
+from saccade.ladder.foreign import episodes_file, read_episodes
 from saccade.ladder.work import Action, Job, Work, workers
 from saccade.recipe_files import changed, dump_recipe, recipe_from
 from saccade.rewards.answers import SCORER_VERSION
@@ -50,13 +48,19 @@ def run(recipe: Recipe) -> dict[str, Any]:
     config = recipe.ladder
     if not config.arms:
         raise RecipeError("The recipe has no ladder.arms; recipe charts-tiny shows a whole ladder.")
+    for key in ("tested", "reference"):
+        if (name := getattr(config, key)) not in config.arms:
+            known = ", ".join(config.arms)
+            raise RecipeError(f"ladder.{key} must be one of {known}, got {name}.")
     if recipe.eval.bootstrap < LEAST_RESAMPLES:
         raise RecipeError(
             f"A ladder needs eval.bootstrap of at least {LEAST_RESAMPLES} for its intervals, "
             f"got {recipe.eval.bootstrap}."
         )
-    recipe = recipe.model_copy(update={"run": recipe.run or Path("runs/ladder")})
+    recipe = recipe.model_copy(update={"run": _in_one_spelling(recipe.run or Path("runs/ladder"))})
     found = _Ladder(recipe, with_starts(arms_of(config), config.only))
+    _check_drawn_alike(found)
+    _check_foreign(found)
     with RunFolder(found.top) as folder:
         _check_same_ladder(folder, recipe)
         folder.write_recipe(dump_recipe(recipe))
@@ -74,6 +78,7 @@ def trained_model(recipe: Recipe, name: str) -> str:
     """The model of an arm of a finished ladder, at its first seed."""
     assert recipe.run is not None
     rates = RunFolder(recipe.run).read_json("rates.json") or {}
+    recipe = recipe.model_copy(update={"run": _in_one_spelling(recipe.run)})
     found = _Ladder(recipe, arms_of(recipe.ladder), rates)
     return found.model(name, recipe.ladder.seeds[0])
 
@@ -93,6 +98,31 @@ def _check_same_ladder(folder: RunFolder, recipe: Recipe) -> None:
             f"The ladder in {str(recipe.run)!r} was begun with another recipe, and its items may "
             "have been read: choose another folder with --run, or delete that one."
         )
+
+
+def _in_one_spelling(run: Path) -> Path:
+    """Runs inside name each other by paths: these must not depend on how the folder was named."""
+    whole = Path(os.path.abspath(run))
+    return whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole
+
+
+def _check_drawn_alike(found: _Ladder) -> None:
+    """Raises RecipeError where arms should learn from the questions that RL sees and there is no
+    saying which those are.
+    """
+    drawn = [arm.name for arm in found.trained if arm.data != "demonstrations"]
+    if drawn and found.recipe.rl.dynamic_sampling:
+        raise RecipeError(
+            f"Arm {drawn[0]} learns from the questions that rl sees, and under rl.dynamic_sampling "
+            "these depend on the model: leave out one of the two."
+        )
+
+
+def _check_foreign(found: _Ladder) -> None:
+    """Raises DataError for episodes that can't be scored, before anything is trained."""
+    for split, arm, job in _measurements(found, stages=("score",)):
+        assert arm.episodes is not None
+        read_episodes(episodes_file(arm.episodes, split), items=job.items)
 
 
 @dataclass(slots=True)
@@ -233,17 +263,17 @@ def _accuracy(rows: Sequence[SampleRow]) -> float:
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def _measurements(found: _Ladder) -> list[tuple[str, Arm, Job]]:
+def _measurements(
+    found: _Ladder, *, stages: Container[Stage] = get_args(Stage)
+) -> list[tuple[str, Arm, Job]]:
     """All that is asked of a test split, by split and arm; seeds in their order."""
     asked = []
     for split in found.recipe.ladder.splits:
         for arm in found.arms.values():
-            if arm.stage == "score":
-                continue
-            for seed in found.seeds(arm):
+            for seed in found.seeds(arm) if arm.stage in stages else ():
                 model = found.model(arm.name if arm.is_trained else arm.start, seed)
                 job = found.job(
-                    "measure",
+                    "score" if arm.stage == "score" else "measure",
                     arm,
                     seed,
                     run=found.place(arm, seed) / split,
@@ -252,24 +282,6 @@ def _measurements(found: _Ladder) -> list[tuple[str, Arm, Job]]:
                 )
                 asked.append((split, arm, job))
     return asked
-
-
-def _scored(found: _Ladder, arm: Arm, split: str) -> list[SampleRow]:
-    """Rows of episodes that were made elsewhere."""
-    path = Path(str(arm.episodes).replace("{split}", split))
-    rubric = task_of(found.recipe).rubric
-    with Reading(path.name):
-        lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            episode = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"Line {number} of {path.name!r} is no episode: {error}.") from None
-        rows.append(row_of(episode_from_json(episode), rubric))
-    return rows
 
 
 # --- results --------------------------------------------------------------------------------------
@@ -305,7 +317,9 @@ def _results(found: _Ladder) -> dict[str, Any]:
 
 
 def _cost(found: _Ladder, arm: Arm, seed: int) -> dict[str, float]:
-    """What a training took: optimiser steps, episodes, tokens with loss, seconds."""
+    """What a training took: optimiser steps, rollouts (those that made its data too), tokens with
+    loss, seconds of all that; starting, saving and validating are not in them.
+    """
     trained = _training(found, arm, seed, found.rates[arm.name]).recipe
     assert trained.run is not None
     cost: dict[str, float] = defaultdict(float)
@@ -319,8 +333,12 @@ def _cost(found: _Ladder, arm: Arm, seed: int) -> dict[str, float]:
         else:
             episodes = row["prompts"] * trained.rl.group_size
             cost["episodes"] += episodes
-            cost["tokens"] += row["completion_tokens"] * episodes
+            cost["tokens"] += row["trained_tokens"]
             cost["seconds"] += row["seconds_rollout"] + row["seconds_update"]
+    if arm.data != "demonstrations":
+        drawn = RunFolder(found.place(arm, seed)).read_json("drawn") or {}
+        for key in ("episodes", "seconds"):
+            cost[key] += drawn.get(key, 0)
     return dict(cost)
 
 
@@ -332,9 +350,6 @@ def _split_results(found: _Ladder, split: str) -> dict[str, Any]:
     for asked, arm, job in _measurements(found):
         if asked == split:
             rows[arm.name][job.recipe.seed] = job.rows
-    for name, arm in found.arms.items():
-        if arm.stage == "score":
-            rows[name] = {seed: _scored(found, arm, split) for seed in found.seeds(arm)}
     pairs = [(config.tested, name) for name in found.arms if name != config.tested]
     pairs += [pair for pair in config.steps if pair not in pairs]
     some = next(iter(next(iter(rows.values())).values()))

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
@@ -19,21 +20,23 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from saccade import measure, rl, sft
-from saccade.assemble import made_by, task_of
+from saccade.assemble import lineage_of, made_by, task_of
 from saccade.config import Recipe
 from saccade.dialects import dialect
 from saccade.evaluate import SampleRow
+from saccade.ladder import foreign
 from saccade.ladder.arms import Arm
 from saccade.measure import rows_of
 from saccade.progress import progress
 from saccade.run_folder import RunFolder
 from saccade.synth import write_demonstrations
 from saccade.synth_kept import answers_only, kept_rollouts
+from saccade.tasks.stored import Stored
 from saccade.types import Outcome
 
 __all__ = ["Action", "Job", "Work", "workers"]
 
-Action = Literal["train", "answers", "kept", "measure"]
+Action = Literal["train", "answers", "kept", "measure", "score"]
 
 
 class Job(NamedTuple):
@@ -48,6 +51,12 @@ class Job(NamedTuple):
         """What a measurement has found so far."""
         assert self.recipe.run is not None
         return rows_of(RunFolder(self.recipe.run), items=self.recipe.eval.items)
+
+    @property
+    def items(self) -> int:
+        """How many a measurement asks: all of a split that has fewer than it should."""
+        items, size = self.recipe.eval.items, task_of(self.recipe).size(self.recipe.eval.split)
+        return items if size is None else min(items, size)
 
 
 class Work:
@@ -120,14 +129,13 @@ def _is_done(job: Job) -> bool:
     assert folder is not None
     if job.action == "train":
         assert job.arm.stage in ("sft", "rl")
-        told = folder / "model" / "saccade.json"
-        return told.is_file() and json.loads(told.read_text()) == made_by(
-            job.recipe, stage=job.arm.stage, start=job.recipe.model
-        )
-    if job.action == "measure":
+        model = folder / "model"
+        wanted = made_by(job.recipe, stage=job.arm.stage, start=job.recipe.model)
+        return model.is_dir() and lineage_of(str(model)) == wanted
+    if job.action in ("measure", "score"):
         rows = job.rows if folder.is_dir() else []
         ours = any(r.stop.outcome is Outcome.OURS for r in rows)  # to be asked again
-        return len(rows) == job.recipe.eval.items and not ours
+        return len(rows) == job.items and not (ours and job.action == "measure")
     return (folder / "demonstrations.jsonl").is_file()
 
 
@@ -137,11 +145,15 @@ def _do(job: Job, top: Path) -> None:
     if job.action == "train":
         (sft.run if job.arm.stage == "sft" else rl.run)(recipe)
     elif job.action == "measure":
-        drawn_by = [recipe.task.model_dump(mode="json"), recipe.max_image_tokens]
-        task = json.dumps(drawn_by, sort_keys=True)
-        own = hashlib.sha256(task.encode()).hexdigest()[:12]  # arms may have tasks of their own
-        measure.run(recipe, arm=job.arm.name, kept=top / "samples" / own)
+        measure.run(recipe, arm=job.arm.name, samples=_samples(recipe, top))
+    elif job.action == "score":
+        assert job.arm.episodes is not None
+        task = Stored(task_of(recipe), _samples(recipe, top))
+        path = foreign.episodes_file(job.arm.episodes, recipe.eval.split)
+        foreign.score(recipe, task, path, arm=job.arm.name, items=job.items)
     else:
+        began = time.monotonic()
+        drawn: dict[str, float] = {}
         count = recipe.rl.steps * recipe.rl.prompts_per_step
         if job.action == "answers":
             found = answers_only(
@@ -161,5 +173,14 @@ def _do(job: Job, top: Path) -> None:
                 most_per_sample=1,
             )
             found = list(kept.demonstrations)
-        recipe.run.mkdir(parents=True, exist_ok=True)
-        write_demonstrations(recipe.run / "demonstrations.jsonl", found)
+            drawn = {"episodes": kept.tried, "right": kept.right}
+        with RunFolder(recipe.run) as folder:
+            folder.write_json("drawn", {**drawn, "seconds": time.monotonic() - began})
+            write_demonstrations(recipe.run / "demonstrations.jsonl", found)  # last: it is done
+
+
+def _samples(recipe: Recipe, top: Path) -> Path:
+    """Where samples that are slow to make are stored: arms may have tasks of their own."""
+    drawn_by = [recipe.task.model_dump(mode="json"), recipe.max_image_tokens]
+    task = json.dumps(drawn_by, sort_keys=True)
+    return top / "samples" / hashlib.sha256(task.encode()).hexdigest()[:12]

@@ -25,6 +25,7 @@ __all__ = [
     "Mark",
     "QuestionKind",
     "draw_data",
+    "possible_answers",
 ]
 
 ChartKind = Literal["bar", "line", "scatter", "pie", "grouped", "stacked", "panels"]
@@ -95,6 +96,13 @@ _MARK = {
 _PART = {"grouped": "group", "stacked": "column", "panels": "panel"}
 _RANGE: dict[ChartKind, tuple[int, int]] = {"pie": (20, 80), "stacked": (20, 60)}
 """Values from ... to below, where 10 to 99 would leave no room for labels."""
+_COUNTS: dict[ChartKind, tuple[int, int]] = {
+    "pie": (2, 6),
+    "grouped": (2, 5),
+    "stacked": (2, 6),
+    "panels": (2, 5),
+}
+"""What a question may count, from ... to below; other charts have 2 to 8 marks then."""
 
 
 class Mark(NamedTuple):
@@ -182,7 +190,7 @@ def draw_data(
     needs_panels = kind in ("label", "two_step")
     chart: ChartKind = "panels" if needs_panels else _choice(rng, charts)
     lengths = _lengths(rng, chart, kind)
-    low, high = _RANGE.get(chart, (10, 100))
+    low, high = _values(chart)
     values = [[int(v) for v in rng.integers(low, high, size=n)] for n in lengths]
     marks = [Mark(p, k) for p, n in enumerate(lengths) for k in range(n)]
     asked = _asked(rng, chart, kind, marks)
@@ -205,6 +213,31 @@ def draw_data(
     return spec, asked
 
 
+def possible_answers(chart: ChartKind, kind: QuestionKind) -> int:
+    """How many answers a question of that kind may have on such a chart, where that is the same for
+    all of them. Raises ValueError for an extremum, whose answer is one of the marks.
+    """
+    low, high = _values(chart)
+    if kind == "count":
+        least, most = _counts(chart)
+        return most - least
+    if kind == "extremum":
+        raise ValueError("Of an extremum the answer is one of the marks in its scope: count those.")
+    if kind == "comparison":
+        return 2
+    if kind == "label":
+        return len(TITLES)
+    return high - low - (kind == "difference")  # a difference is at least 1
+
+
+def _values(chart: ChartKind) -> tuple[int, int]:
+    return _RANGE.get(chart, (10, 100))
+
+
+def _counts(chart: ChartKind) -> tuple[int, int]:
+    return _COUNTS.get(chart, (2, 9))
+
+
 def _choice(rng: np.random.Generator, shares: dict[T, float]) -> T:
     return list(shares)[int(rng.choice(len(shares), p=list(shares.values())))]
 
@@ -214,12 +247,13 @@ def _lengths(rng: np.random.Generator, chart: ChartKind, kind: QuestionKind) -> 
     if chart == "panels":
         return [int(rng.integers(2, 4))] * int(rng.choice([2, 3, 4], p=[0.5, 0.2, 0.3]))
     if chart == "grouped":
-        groups = int(rng.integers(2, 5 if kind == "count" else 4))
+        groups = int(rng.integers(*_counts(chart) if kind == "count" else (2, 4)))
         return [2 if groups > 2 else int(rng.integers(2, 4))] * groups
     if chart == "stacked":
-        return [int(rng.integers(2, 4))] * int(rng.integers(2, 6 if kind == "count" else 4))
+        parts = int(rng.integers(2, 4))
+        return [parts] * int(rng.integers(*_counts(chart) if kind == "count" else (2, 4)))
     if kind == "count":
-        return [int(rng.integers(2, 6 if chart == "pie" else 9))]
+        return [int(rng.integers(*_counts(chart)))]
     return [int(rng.integers(3, 6))]
 
 

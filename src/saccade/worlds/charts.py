@@ -18,11 +18,11 @@ from saccade.worlds.chart_data import (
     KINDS,
     SPLITS,
     TAUGHT,
-    TITLES,
     ChartSpec,
     Mark,
     QuestionKind,
     draw_data,
+    possible_answers,
 )
 from saccade.worlds.drawing import KEPT_OUT, TRAINED, ChartDrawing, draw, thumbnail_scale
 
@@ -63,12 +63,9 @@ class ChartItem:
     @property
     def choices(self) -> int:
         """Answers that a guess would draw from."""
-        if self.kind == "comparison":
-            return 2
         if self.kind == "extremum":
             return len(_scope(self.spec, self.asked[0]))
-        low, high = (2, 8) if self.kind == "count" else (10, 99)
-        return len(TITLES) if self.kind == "label" else high - low + 1
+        return possible_answers(self.spec.chart, self.kind)
 
 
 def spec_for(

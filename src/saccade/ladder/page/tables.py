@@ -8,6 +8,7 @@ terminal.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = ["SplitTables", "ledger_table", "rates_table", "split_tables", "with_s
 
 STRATA = ("easy", "look", "all")
 LOOK_SHARES = ("0.25", "0.5", "0.75")
+"""As `saccade.ladder.figures` writes them; a page is made without it."""
 
 
 class SplitTables(NamedTuple):
@@ -270,6 +272,14 @@ def _gain_and_harm(results: Mapping[str, Any], split: str) -> Table:
 # --- learning rates -------------------------------------------------------------------------------
 
 
+def _by_size(rate: str) -> tuple[float, str]:
+    """Numbers in their order, then what is none."""
+    try:
+        return float(rate), rate
+    except ValueError:
+        return math.inf, rate
+
+
 def rates_table(results: Mapping[str, Any]) -> Table:
     """Accuracy on validation by learning rate."""
     tried: dict[str, dict[str, Any]] = {}
@@ -282,7 +292,7 @@ def rates_table(results: Mapping[str, Any]) -> Table:
         if rate is not None:
             chosen[name] = f"{rate:g}"  # as the keys are written
             tried[name].setdefault(chosen[name], None)
-    rates = sorted({rate for of in tried.values() for rate in of}, key=float)
+    rates = sorted({rate for of in tried.values() for rate in of}, key=_by_size)
 
     def cell(name: str, rate: str) -> Cell:
         value = number_of(tried[name].get(rate))

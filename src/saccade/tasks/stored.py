@@ -1,6 +1,6 @@
-"""Samples that took long to make, kept in a folder for whoever asks the same task next.
+"""Samples that took long to make, stored in a folder for whoever asks the same task next.
 
-Invariant: a sample that was kept equals the one that was made, pixel by pixel; a killed writer
+Invariant: a sample that was stored equals the one that was made, pixel by pixel; a killed writer
 leaves nothing that is read.
 
 Left out on purpose: an end. The folder belongs to one run and goes with it.
@@ -20,13 +20,13 @@ from saccade.rewards import Rubric
 from saccade.tasks import Task
 from saccade.types import Episode, Sample
 
-__all__ = ["Kept"]
+__all__ = ["Stored"]
 
 SLOW_S = 0.03
 """What is made faster than that is made again: a file would be no faster."""
 
 
-class Kept:
+class Stored:
     """A task, some of whose samples are read from `folder` when they are asked for again."""
 
     def __init__(self, task: Task, folder: Path) -> None:
