@@ -27,7 +27,7 @@ from saccade.image_store import ImageStore
 from saccade.ladder import runs as ladder
 from saccade.ladder import work as ladder_work
 from saccade.ladder.arms import arms_of
-from saccade.recipe_files import changed, load_recipe
+from saccade.recipe_files import changed, check_same_run, dump_recipe, load_recipe
 from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import check_room
 from saccade.run_folder import RunFolder
@@ -80,11 +80,13 @@ class Played:
             rate = getattr(recipe, stage).learning_rate
             self.done.append(f"{stage} {recipe.run.parts[-3]} seed {recipe.seed} rate {rate:g}")
             with RunFolder(recipe.run) as folder:
+                check_same_run(folder.recipe(), recipe, stage=stage)  # type: ignore[arg-type]
+                folder.write_recipe(dump_recipe(recipe))
                 row = {"stage": stage, "step": 1, "tokens": 7, "seconds": 2.0, "prompts": 3}
                 more = {"trained_tokens": 120, "seconds_rollout": 1.0, "seconds_update": 0.5}
                 folder.append("metrics", row | more)
             model = recipe.run / "model"
-            model.mkdir()
+            model.mkdir(exist_ok=True)
             told = made_by(recipe, stage=stage, start=recipe.model)  # type: ignore[arg-type]
             (model / "saccade.json").write_text(json.dumps(told))
             return model
@@ -354,10 +356,15 @@ def test_arms_share_drawn_samples_only_where_they_share_the_task(
     played: Played, tmp_path: Path
 ) -> None:
     other = {"task.options": {"max_image_tokens": 32}}
-    arms = {"a": {"stage": "eval"}, "b": {"like": "a"}, "c": {"like": "a", "set": other}}
+    arms = {
+        "a": {"stage": "eval"},
+        "b": {"like": "a"},
+        "c": {"like": "a", "set": other},
+        "d": {"like": "a", "set": {"max_image_tokens": 32}},
+    }
     names = {"ladder.tested": "a", "ladder.reference": "b"}
     ladder.run(recipe(tmp_path, **{"ladder.arms": arms, **names}))
-    assert len(played.samples) == 2
+    assert len(played.samples) == 3
     assert {folder.parent for folder in played.samples} == {tmp_path / "samples"}
 
 
@@ -402,11 +409,10 @@ def test_a_folder_is_the_same_however_it_is_named(
     done = len(played.done)
     for other in (Path("./x/../here"), tmp_path / "here"):
         assert ladder.run(recipe(other)) == first
-    assert len(played.done) == done
-    started = {
-        RunFolder(folder.parent).recipe() for folder in tmp_path.glob("here/arms/*/*/*/recipe.yaml")
-    }
-    assert all("x/.." not in (text or "") for text in started)
+        assert len(played.done) == done
+    (tmp_path / "here/arms/rl/seed-5/rate-0.0001/model/saccade.json").unlink()
+    ladder.run(recipe(Path("./x/../here")))  # goes on with a run that names its model by a path
+    assert played.done[done:] == ["rl rl seed 5 rate 0.0001"]
 
 
 def test_a_split_with_fewer_items_than_asked_for_is_done_once(
