@@ -275,14 +275,16 @@ def test_how_much_a_tool_cut_off_is_not_told_in_words(world: World) -> None:
         return Sample("dark", "What?", (world.store.add(root_view(picture)),), "42")
 
     told = []
-    for print_at in ([200, 150, 280, 200], [300, 200, 310, 240], None):
+    box = [101, 201, 703, 603]  # 60.6 to 421.8 across and 90.45 to 271.35 down: no whole pixels
+    spots = ([200, 150, 280, 200], [300, 200, 310, 240], [55, 150, 63, 200], [300, 268, 340, 280])
+    for print_at in (*spots, [100, 100, 102, 160], None):
         world.dark = sample(print_at)
         toolbox = ToolBox((look,), store=world.store)
-        episode = world.play(act("look", box=LOOK), say("42"), mode="text", toolbox=toolbox)
+        episode = world.play(act("look", box=box), say("42"), mode="text", toolbox=toolbox)
         assert [r.how for r in episode.gaze] == ["named"]
         told.append(episode.messages[3].text)
-    assert "img_1: a picture of 360 x 180 pixels at [100, 200, 700, 600] of img_0." in told[0]
-    assert told[0] == told[1] == told[2]
+    assert "img_1: a picture of 361 x 181 pixels at [101, 201, 703, 603] of img_0." in told[0]
+    assert set(told) == {told[0]}
 
 
 def test_none_acknowledges_and_tells_nothing_of_what_came_back(world: World) -> None:

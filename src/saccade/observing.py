@@ -38,8 +38,6 @@ acknowledgement in the place of everything. `swapped`: what the same call return
 sample's pictures. `black`: pictures of the same size and name, all black.
 """
 ACKNOWLEDGED = "Done."
-PIXEL = 1.0
-"""By which a region may differ from its box since it has whole pixels."""
 
 
 # --- forms of a result ----------------------------------------------------------------------------
@@ -56,7 +54,7 @@ def in_words(
     """Pictures replaced by a sentence with name, size and region: where they lie on the originals
     that have a name, in the model's own coordinates.
 
-    Of a region that the tool trimmed, the one that the call asked for is told: how much of it was
+    Of a picture inside the box that the call asked for, that box is told: how much of it the tool
     cut off was read from the pixels.
     """
     names = {image.key: name for name, image in originals.items()}
@@ -88,10 +86,10 @@ def _untrimmed(
     if len(named) != 1 or len(regions) != 1 or len(asked) != 1:
         return size, regions
     [(root, shown)], [(other, whole)] = regions, asked
-    inside = shown.intersection(whole)
-    is_part = root.key == other.key and inside is not None and inside.area > 0.9 * shown.area
-    trimmed = max(whole.width - shown.width, whole.height - shown.height)
-    if not is_part or trimmed <= PIXEL:
+    pixel = whole.width / named[0].box.width  # of the named image, on its original
+    inside = shown.intersection(whole.expand(pixel))  # a region has whole pixels, its box has not
+    is_part = root.key == other.key and inside is not None and inside.area > 0.99 * shown.area
+    if not is_part:
         return size, regions
     across, down = whole.width / shown.width, whole.height / shown.height
     return (round(image.width * across), round(image.height * down)), asked
