@@ -5,6 +5,7 @@ done twice. Training and asking are played here; `test_cli.py` runs a small ladd
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 import saccade
-from saccade.assemble import answering, made_by, task_of
+from saccade.assemble import answering, check_same_start, made_by, task_of
 from saccade.config import Recipe
 from saccade.episode_json import episode_to_json
 from saccade.errors import DataError, RecipeError
@@ -83,12 +84,25 @@ class Played:
                 check_same_run(folder.recipe(), recipe, stage=stage)  # type: ignore[arg-type]
                 folder.write_recipe(dump_recipe(recipe))
                 row = {"stage": stage, "step": 1, "tokens": 7, "seconds": 2.0, "prompts": 3}
-                more = {"trained_tokens": 120, "seconds_rollout": 1.0, "seconds_update": 0.5}
+                more = {
+                    "trained_tokens": 90,
+                    "completion_tokens": 5.0,
+                    "seconds_rollout": 1.0,
+                    "seconds_update": 0.5,
+                    "grad_norm": 1.0,
+                }
                 folder.append("metrics", row | more)
+                idle = {"step": 2, "trained_tokens": 0, "grad_norm": None, "prompts": 0}
+                if stage == "rl":  # a batch of which nothing could be learnt
+                    folder.append(
+                        "metrics",
+                        row | more | idle | {"seconds_rollout": 0.0, "seconds_update": 0.0},
+                    )
             model = recipe.run / "model"
             model.mkdir(exist_ok=True)
             told = made_by(recipe, stage=stage, start=recipe.model)  # type: ignore[arg-type]
             (model / "saccade.json").write_text(json.dumps(told))
+            (model / "model.safetensors").write_text(f"weights {len(self.done)}")
             return model
 
         return run
@@ -99,6 +113,8 @@ class Played:
         self.done.append(f"{recipe.eval.split} {arm} seed {recipe.seed}")
         right = self.right(recipe)
         with RunFolder(recipe.run) as folder:
+            check_same_start(folder, recipe, stage="eval")
+            folder.write_recipe(dump_recipe(recipe))
             size = task_of(recipe).size(recipe.eval.split)
             for number in range(min(recipe.eval.items, size or 10**9)):
                 folder.append("rows", {"number": number, **row(number, number < right).to_json()})
@@ -183,6 +199,67 @@ def test_arms_can_not_learn_from_prompts_that_depend_on_the_model(
     with pytest.raises(RecipeError, match=r"answers learns from .* rl\.dynamic_sampling"):
         ladder.run(recipe(tmp_path, **{"ladder.arms": arms, "rl.dynamic_sampling": True}))
     assert not played.done
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"ladder.splits": ["test", "test_styel"]}, "test_styel"),
+        ({"ladder.validation": "valid"}, "valid"),
+        (
+            {"ladder.arms": {**ARMS, "x": {"set": {"rollout.observaton": "black"}}}},
+            r"rollout\.observaton.*observation",
+        ),
+        ({"ladder.arms": {**ARMS, "x": {"set": {"task.name": "chart"}}}}, "chart"),
+    ],
+)
+def test_what_can_not_be_measured_is_found_before_anything_is_trained(
+    played: Played, tmp_path: Path, settings: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        ladder.run(recipe(tmp_path, **settings))
+    assert not played.done
+
+
+@pytest.mark.parametrize(
+    "key", ["eval.items", "eval.split", "rl.steps", "rl.group_size", "rl.prompts_per_step", "seed"]
+)
+def test_what_is_the_same_for_all_arms_is_no_arm_s_to_set(key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"ladder\.arms\.a\.set can't hold {key}: "):
+        changed(Recipe(), {"ladder.arms": {"a": {"stage": "rl", "set": {key: 5}}}})
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", "", "a b"])
+def test_an_arm_s_name_is_that_of_a_folder(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"names of letters, digits.*got"):
+        changed(Recipe(), {"ladder.arms": {name: {"stage": "eval"}}})
+
+
+def test_null_takes_away_what_the_neighbour_has() -> None:
+    arms = {
+        "sft": {"stage": "sft"},
+        "rl": {"stage": "rl", "start": "sft"},
+        "rl-text": {"like": "rl", "set": {"rollout.observation": "text"}},
+        "rl-zero": {"like": "rl", "start": None},
+    }
+    found = arms_of(changed(Recipe(), {"ladder.arms": arms}).ladder)
+    assert {n: a.start for n, a in found.items()} == {
+        "sft": None,
+        "rl": "sft",
+        "rl-text": "sft",
+        "rl-zero": None,
+    }
+
+
+def test_a_model_behind_an_endpoint_is_an_arm(played: Played, tmp_path: Path) -> None:
+    there = {"model": "qwen-vl", "api.base_url": "http://127.0.0.1:9/v1"}
+    arms = {**ARMS, "elsewhere": {"stage": "eval", "set": there}}
+    results = ladder.run(recipe(tmp_path, **{"ladder.arms": arms}))
+    assert [d for d in played.done if "elsewhere" in d] == ["test elsewhere seed 3"]
+    asked = load_recipe(tmp_path / "arms/elsewhere/seed-3/test/recipe.yaml")
+    assert asked.api is not None
+    assert (asked.model, asked.api.base_url) == ("qwen-vl", "http://127.0.0.1:9/v1")
+    assert results["splits"]["test"]["arms"]["elsewhere"]["n"] == 8
 
 
 def test_a_ladder_without_arms_says_where_there_is_one(tmp_path: Path) -> None:
@@ -325,7 +402,7 @@ def test_rates_are_chosen_on_validation_before_any_test_item_is_asked(
     played.right = lambda r: 3 if "rate-0.001" in str(r.run) else 1  # the higher rate is better
     results = ladder.run(recipe(tmp_path))
     first_test = next(i for i, d in enumerate(played.done) if d.startswith("test"))
-    assert all(not d.startswith("test") for d in played.done[:first_test])
+    assert first_test > 0
     assert all(d.startswith("test") for d in played.done[first_test:])
     trained = [d for d in played.done if d.startswith("rl rl-text ")]
     assert trained == [
@@ -410,9 +487,21 @@ def test_a_folder_is_the_same_however_it_is_named(
     for other in (Path("./x/../here"), tmp_path / "here"):
         assert ladder.run(recipe(other)) == first
         assert len(played.done) == done
-    (tmp_path / "here/arms/rl/seed-5/rate-0.0001/model/saccade.json").unlink()
-    ladder.run(recipe(Path("./x/../here")))  # goes on with a run that names its model by a path
-    assert played.done[done:] == ["rl rl seed 5 rate 0.0001"]
+    (tmp_path / "here/arms/rl-black/seed-5/test/rows.jsonl").unlink()
+    (tmp_path / "here/arms/rl-text/seed-5/rate-0.0001/model/saccade.json").unlink()
+    (tmp_path / "here/arms/rl-text/seed-5/test/start.json").unlink()
+    ladder.run(recipe(Path("./x/../here")))  # goes on with runs that name models by paths
+    assert played.done[done:] == ["rl rl-text seed 5 rate 0.0001", "test rl-black seed 5"]
+
+
+def test_answers_of_other_weights_are_not_taken_for_those_of_an_arm(
+    played: Played, tmp_path: Path
+) -> None:
+    ladder.run(recipe(tmp_path))
+    weights = tmp_path / "arms/rl/seed-5/rate-0.0001/model/model.safetensors"
+    weights.write_text("other weights")
+    with pytest.raises(RecipeError, match=r"was made from other weights than .*seed-5.* has now"):
+        ladder.run(recipe(tmp_path))
 
 
 def test_a_split_with_fewer_items_than_asked_for_is_done_once(
@@ -467,7 +556,8 @@ def test_results_hold_figures_differences_costs_and_chance(played: Played, tmp_p
     assert split["chance"]["value"]["constant"] == pytest.approx(3 / 8)
     assert {g["arm"] for g in split["gain_and_harm"]} == set(ARMS) - {"rl-text"}
     costs = results["arms"]["rl"]["training"]
-    assert costs == [{"steps": 1, "episodes": 24, "tokens": 120, "seconds": 1.5}] * 2
+    cost = {"steps": 1, "episodes": 24, "written": 120.0, "tokens": 90, "seconds": 1.5}
+    assert costs == [cost] * 2
     assert results["arms"]["sft"]["training"][0] == {"steps": 1, "tokens": 7, "seconds": 2.0}
     assert json.loads((tmp_path / "ladder.json").read_text()) == results
     assert results["scorer"] == SCORER_VERSION
@@ -503,6 +593,35 @@ def test_jobs_in_processes_do_the_same_and_tell_the_first_error(tmp_path: Path) 
     assert (tmp_path / "logs").is_dir()
 
 
+def test_a_worker_that_is_killed_is_told_in_a_sentence(tmp_path: Path) -> None:
+    script = tmp_path / "short.py"
+    script.write_text(STARVED)
+    ended = subprocess.run(
+        [sys.executable, script, tmp_path], timeout=120, check=False, capture_output=True, text=True
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert re.search(r"A worker of the ladder was killed .*logs.*which goes on", ended.stdout)
+
+
+STARVED = """
+import os, signal, sys
+from pathlib import Path
+from types import SimpleNamespace
+from saccade.errors import SaccadeError
+from saccade.ladder import work
+
+def killed(job, top):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    work._is_done, work._do = lambda job: False, killed
+    with work.workers(2, Path(sys.argv[1])) as done:
+        try:
+            done([SimpleNamespace()], "train")
+        except SaccadeError as error:
+            print(error)
+            sys.exit(3)
+"""
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path

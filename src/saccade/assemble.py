@@ -43,6 +43,7 @@ __all__ = [
     "data_file",
     "device_of",
     "image_features",
+    "is_same_start",
     "lineage_hash",
     "lineage_of",
     "load_policy",
@@ -51,6 +52,7 @@ __all__ = [
     "prepare",
     "setup_for",
     "task_of",
+    "weights_digest",
 ]
 
 BUILT_IN = ("saccade-tiny", "saccade-tiny-base")
@@ -92,6 +94,21 @@ def check_same_start(folder: RunFolder, recipe: Recipe, *, stage: Stage) -> None
             )
     if not now.items() <= before.items():
         folder.write_json("start", before | now)
+
+
+def is_same_start(folder: RunFolder, recipe: Recipe, *, stage: Stage) -> bool:
+    """Whether a run was begun from the model and data that are there now; True where nothing says
+    from which.
+    """
+    before = folder.read_json("start") or {}
+    now = {key: files for key, _, files in _start(recipe, stage) if key in before}
+    return all(before[key] == _digest(files) for key, files in now.items())
+
+
+def weights_digest(recipe: Recipe) -> str | None:
+    """sha256 of the weights of the recipe's model; None behind an endpoint."""
+    starts = {key: files for key, _, files in _start(recipe, "eval")}
+    return _digest(starts["sha256"]) if "sha256" in starts else None
 
 
 def _start(recipe: Recipe, stage: Stage) -> Iterator[tuple[str, str, list[Path]]]:

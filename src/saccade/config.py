@@ -9,6 +9,7 @@ and checks of a task's own options, which the task makes itself.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -247,6 +248,23 @@ class EvalConfig(Section):
     """Resamples for the 95% intervals."""
 
 
+_RATES = "all arms try the same rates, ladder.sft_rates and ladder.rl_rates"
+_ITEMS = "all arms are asked the same items, eval.items of each of ladder.splits"
+_ROLLOUTS = "all arms of rl have equal prompts, rollouts and steps"
+SAME_FOR_ALL_ARMS = {
+    "sft.learning_rate": _RATES,
+    "rl.learning_rate": _RATES,
+    "eval.items": _ITEMS,
+    "eval.split": _ITEMS,
+    "rl.steps": _ROLLOUTS,
+    "rl.prompts_per_step": _ROLLOUTS,
+    "rl.group_size": _ROLLOUTS,
+    "seed": "all arms have the seeds of ladder.seeds",
+    "run": "an arm's place is in the folder of its ladder",
+}
+"""Keys that no arm may set, and why."""
+
+
 class ArmConfig(Section):
     """An arm of a ladder: a model that is trained or only asked, in a way that differs from its
     neighbour's by as little as can be.
@@ -331,12 +349,15 @@ class LadderConfig(Section):
                 f"on it, got {self.validation}"
             )
         for name, arm in self.arms.items():
-            for key in ("sft.learning_rate", "rl.learning_rate"):
-                if key in arm.set:
-                    raise ValueError(
-                        f"ladder.arms.{name}.set can't hold {key}: all arms try the same rates, "
-                        "ladder.sft_rates and ladder.rl_rates"
-                    )
+            if not re.fullmatch(r"\w[\w.+-]*", name):
+                raise ValueError(
+                    "ladder.arms must have names of letters, digits, '.', '+', '-' and '_', since "
+                    f"they name folders, got {name!r}"
+                )
+            for key in sorted(SAME_FOR_ALL_ARMS.keys() & arm.set.keys()):
+                raise ValueError(
+                    f"ladder.arms.{name}.set can't hold {key}: {SAME_FOR_ALL_ARMS[key]}"
+                )
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"ladder.seeds must be different numbers, got {list(self.seeds)}")
         return self

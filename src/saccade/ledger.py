@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from saccade.assemble import lineage_hash
+from saccade.assemble import lineage_hash, weights_digest
 from saccade.config import Recipe
 from saccade.recipe_files import recipe_hash
 from saccade.run_folder import RunFolder
@@ -39,7 +39,9 @@ def note_reading(
             "items": len(numbers),
             "first": numbers[0] if numbers else None,
             "arm": arm,
+            "seed": recipe.seed,
             "recipe": recipe_hash(recipe, stage="eval"),
             "model": lineage_hash(recipe) if asks_model else None,
+            "weights": weights_digest(recipe) if asks_model else None,
         },
     )

@@ -12,7 +12,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from saccade.assemble import answering, check_same_start, task_of
 from saccade.config import Recipe
@@ -20,11 +19,8 @@ from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
 from saccade.errors import DataError
 from saccade.evaluate import (
-    Comparison,
-    Metric,
     SampleRow,
     Summary,
-    paired,
     results_json,
     row_of,
     summarise,
@@ -41,9 +37,8 @@ from saccade.tasks import Task
 from saccade.tasks.stored import Stored
 from saccade.types import Episode, Outcome, Sample, StopReason
 
-__all__ = ["CHUNK", "compare", "rows_of", "run"]
+__all__ = ["CHUNK", "rows_of", "run"]
 
-METRICS: tuple[Metric, ...] = ("accuracy", "coverage", "calls")
 CHUNK = 100
 """Samples between two writes."""
 KEPT_EPISODES = 24
@@ -79,9 +74,9 @@ async def _run(recipe: Recipe, *, arm: str, samples: Path | None) -> Summary:
                 store = ImageStore()
                 setup = answering(recipe, store=store, rubric=task.rubric)
                 setup = replace(setup, failures=Failures())
+                note_reading(folder, recipe, arm=arm, split=config.split, items=items)
                 [first] = task.load(config.split, store=store, count=1)
                 check_room(first, setup)
-                note_reading(folder, recipe, arm=arm, split=config.split, items=items)
                 for start in range(0, items, CHUNK):
                     count = min(CHUNK, items - start)
                     found = task.load(config.split, store=store, start=start, count=count)
@@ -189,26 +184,3 @@ def rows_of(folder: RunFolder, *, items: int) -> list[SampleRow]:
         if number < items:
             found[number] = sample
     return [found[number] for number in sorted(found)]
-
-
-def compare(
-    arms: Mapping[str, Sequence[SampleRow]], pairs: Sequence[tuple[str, str]], *, bootstrap: int
-) -> dict[str, Any]:
-    """Summaries of several arms on the same items, and paired differences between pairs of them."""
-    summaries = {name: summarise(rows, bootstrap=bootstrap) for name, rows in arms.items()}
-    found: list[Comparison] = []
-    for a, b in pairs:
-        strata = sorted({r.stratum for r in arms[a] if r.stratum})
-        for stratum in ("all", *strata):
-            for metric in METRICS:
-                found.append(
-                    paired(
-                        arms[a],
-                        arms[b],
-                        stratum=stratum,
-                        metric=metric,
-                        names=(a, b),
-                        bootstrap=bootstrap,
-                    )
-                )
-    return results_json(summaries, found)

@@ -43,6 +43,8 @@ class Kept(NamedTuple):
     """Episodes."""
     right: int
     """Of those; as many of each sample were kept as were asked for."""
+    written: int
+    """Tokens that the model wrote in all of them."""
 
 
 def answers_only(
@@ -84,7 +86,7 @@ async def _kept(
     setup = replace(answering(recipe, store=store), failures=Failures())
     sampling = Sampling(recipe.rollout.temperature, recipe.rollout.max_tokens_per_turn)
     found: list[Demonstration] = []
-    tried = right = 0
+    tried = right = written = 0
     with progress(f"rollouts {split}", total=count) as bar:
         for drawn, new in _chunks(
             task,
@@ -106,6 +108,7 @@ async def _kept(
                 concurrency=recipe.rollout.concurrency,
             )
             tried += len(episodes)
+            written += sum(e.completion_tokens for e in episodes)
             for at in range(0, len(episodes), rollouts):
                 group = [e for e in episodes[at : at + rollouts] if _is_right(e, task)]
                 right += len(group)
@@ -114,7 +117,7 @@ async def _kept(
                     for turns in _distinct_first([_turns(e) for e in group])[:most_per_sample]
                 ]
             bar.advance(f"kept {len(found)}", by=len(drawn))
-    return Kept(tuple(found), tried, right)
+    return Kept(tuple(found), tried, right, written)
 
 
 def _is_right(episode: Episode, task: Task) -> bool:

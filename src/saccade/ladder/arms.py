@@ -45,10 +45,12 @@ def arms_of(config: LadderConfig) -> dict[str, Arm]:
     found: dict[str, Arm] = {}
     for name, given in config.arms.items():
         like = found.get(given.like or "")
+        own = given.model_fields_set
         stage = given.stage or (like.stage if like else "eval")
-        start = given.start or (like.start if like else None)
         data = given.data or (like.data if like else "demonstrations")
-        episodes = given.episodes or (like.episodes if like else None)
+        # null takes away what the neighbour has
+        start = given.start if like is None or "start" in own else like.start
+        episodes = given.episodes if like is None or "episodes" in own else like.episodes
         if (stage == "score") != (episodes is not None):
             raise RecipeError(
                 f"ladder.arms.{name}: stage score and a file of episodes belong together, "

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from saccade.assemble import task_of
 from saccade.config import Recipe
 from saccade.errors import RecipeError
 from saccade.evaluate import SampleRow
@@ -60,6 +61,7 @@ def run(recipe: Recipe) -> dict[str, Any]:
     recipe = recipe.model_copy(update={"run": _in_one_spelling(recipe.run or Path("runs/ladder"))})
     found = _Ladder(recipe, with_starts(arms_of(config), config.only))
     _check_drawn_alike(found)
+    _check_arms(found)
     _check_foreign(found)
     with RunFolder(found.top) as folder:
         _check_same_ladder(folder, recipe)
@@ -116,6 +118,20 @@ def _check_drawn_alike(found: _Ladder) -> None:
             f"Arm {drawn[0]} learns from the questions that rl sees, and under rl.dynamic_sampling "
             "these depend on the model: leave out one of the two."
         )
+
+
+def _check_arms(found: _Ladder) -> None:
+    """Raises RecipeError or DataError where an arm's settings or a split can't be used: better now
+    than when all models are trained and the recipe can't be changed any more.
+    """
+    config = found.recipe.ladder
+    seed = config.seeds[0]
+    for arm in found.arms.values():
+        place = found.place(arm, seed)
+        job = found.job("measure", arm, seed, run=place, model=found.recipe.model)
+        task = task_of(job.recipe)
+        for split in (*config.splits, config.validation):
+            task.size(split)
 
 
 def _check_foreign(found: _Ladder) -> None:
@@ -311,14 +327,25 @@ def _results(found: _Ladder) -> dict[str, Any]:
         "tested": config.tested,
         "reference": config.reference,
         "validation_items": config.validation_items,
+        "ledger": _ledger(found),
         "arms": told,
         "splits": {split: _split_results(found, split) for split in config.splits},
     }
 
 
+def _ledger(found: _Ladder) -> list[dict[str, Any]]:
+    """Every reading of a test split by an arm, as the runs noted them."""
+    return [
+        line
+        for _, _, job in _measurements(found)
+        for line in RunFolder(job.recipe.run or found.top).read("ledger")
+    ]
+
+
 def _cost(found: _Ladder, arm: Arm, seed: int) -> dict[str, float]:
-    """What a training took: optimiser steps, rollouts (those that made its data too), tokens with
-    loss, seconds of all that; starting, saving and validating are not in them.
+    """What a training took: optimiser steps, rollouts and the tokens written in them (those that
+    made its data too), tokens with loss, seconds of all that; starting, saving and validating are
+    not in them.
     """
     trained = _training(found, arm, seed, found.rates[arm.name]).recipe
     assert trained.run is not None
@@ -326,18 +353,21 @@ def _cost(found: _Ladder, arm: Arm, seed: int) -> dict[str, float]:
     for row in RunFolder(trained.run).read("metrics"):
         if row["stage"] != arm.stage:
             continue
-        cost["steps"] += 1
         if arm.stage == "sft":
+            cost["steps"] += 1
             cost["tokens"] += row["tokens"]
             cost["seconds"] += row["seconds"]
         else:
             episodes = row["prompts"] * trained.rl.group_size
+            # a batch of which nothing can be learnt is no step
+            cost["steps"] += trained.rl.updates_per_batch * (row["grad_norm"] is not None)
             cost["episodes"] += episodes
+            cost["written"] += row["completion_tokens"] * episodes
             cost["tokens"] += row["trained_tokens"]
             cost["seconds"] += row["seconds_rollout"] + row["seconds_update"]
     if arm.data != "demonstrations":
         drawn = RunFolder(found.place(arm, seed)).read_json("drawn") or {}
-        for key in ("episodes", "seconds"):
+        for key in ("episodes", "written", "seconds"):
             cost[key] += drawn.get(key, 0)
     return dict(cost)
 

@@ -15,14 +15,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from saccade import measure, rl, sft
-from saccade.assemble import lineage_of, made_by, task_of
+from saccade.assemble import is_same_start, lineage_of, made_by, task_of
 from saccade.config import Recipe
 from saccade.dialects import dialect
+from saccade.errors import SaccadeError
 from saccade.evaluate import SampleRow
 from saccade.ladder import foreign
 from saccade.ladder.arms import Arm
@@ -83,8 +85,15 @@ class Work:
             done, waiting = wait(futures, return_when=FIRST_EXCEPTION)
             for future in waiting:
                 future.cancel()
-            for future in done:
-                future.result()
+            try:
+                for future in done:
+                    future.result()
+            except BrokenProcessPool:
+                raise SaccadeError(
+                    f"A worker of the ladder was killed while it was to {what}, perhaps for want "
+                    f"of memory: see {str(self._top / 'logs')!r}, and start the ladder again, "
+                    "which goes on; ladder.jobs=1 needs least."
+                ) from None
 
 
 @contextmanager
@@ -131,11 +140,15 @@ def _is_done(job: Job) -> bool:
         assert job.arm.stage in ("sft", "rl")
         model = folder / "model"
         wanted = made_by(job.recipe, stage=job.arm.stage, start=job.recipe.model)
-        return model.is_dir() and lineage_of(str(model)) == wanted
+        made = model.is_dir() and lineage_of(str(model)) == wanted
+        return made and is_same_start(RunFolder(folder), job.recipe, stage=job.arm.stage)
     if job.action in ("measure", "score"):
         rows = job.rows if folder.is_dir() else []
         ours = any(r.stop.outcome is Outcome.OURS for r in rows)  # to be asked again
-        return len(rows) == job.items and not (ours and job.action == "measure")
+        if len(rows) < job.items or (ours and job.action == "measure"):
+            return False
+        # else it is begun again, which says what has changed
+        return job.action == "score" or is_same_start(RunFolder(folder), job.recipe, stage="eval")
     return (folder / "demonstrations.jsonl").is_file()
 
 
@@ -173,7 +186,7 @@ def _do(job: Job, top: Path) -> None:
                 most_per_sample=1,
             )
             found = list(kept.demonstrations)
-            drawn = {"episodes": kept.tried, "right": kept.right}
+            drawn = {"episodes": kept.tried, "right": kept.right, "written": kept.written}
         with RunFolder(recipe.run) as folder:
             folder.write_json("drawn", {**drawn, "seconds": time.monotonic() - began})
             write_demonstrations(recipe.run / "demonstrations.jsonl", found)  # last: it is done
