@@ -268,7 +268,9 @@ def test_a_ladder_without_arms_says_where_there_is_one(tmp_path: Path) -> None:
 
 
 SEVERAL_KEYS = {"base", "sft-held-out"}
-"""The untrained model speaks without tools; a tool by its schema needs words and room for it."""
+"""The untrained model speaks without tools; a tool by its schema needs words and room for it. Of
+others `start` stands beside the key, where an arm is trained from another one's model.
+"""
 
 
 def test_an_arm_of_the_shipped_ladder_differs_from_its_neighbour_by_one_key() -> None:

@@ -286,7 +286,7 @@ def _pair(results: dict[str, Any], b: str) -> dict[str, Any]:
 
 def test_a_ladder_that_shows_everything_meets_every_statement() -> None:
     found = statements(_results(), "test")
-    assert [s.verdict for s in found] == ["met"] * 6
+    assert [s.verdict for s in found] == ["met", "met", _ALONE, "met", "met", "met"]
     assert [s.found for s in found] == [
         "closest of 4: rl-no-tools, +40.0 [+35.0, +45.0]",
         "+50.0 [+45.0, +55.0]",
@@ -328,12 +328,14 @@ def test_arms_of_other_demonstrations_and_the_tested_model_asked_again_are_not_c
         (4, ("dark", "look"), [0.2, 0.1, 0.3], [0.19, 0.1, 0.3]),
     ],
 )
-def test_a_difference_is_met_at_its_bound_and_missed_below(
+def test_a_difference_whose_estimate_alone_reaches_the_bound_says_so(
     number: int, path: tuple[str, str], at_bound: list[float], below: list[float]
 ) -> None:
     results = _results()
     _pair(results, path[0])[path[1]] = at_bound
-    assert statements(results, "test")[number][2:] == ("met", False)
+    assert statements(results, "test")[number][2:] == (_ALONE, False)
+    _pair(results, path[0])[path[1]] = [at_bound[0] + 0.2, at_bound[0], at_bound[2] + 0.3]
+    assert statements(results, "test")[number][2:] == ("met", True)
     _pair(results, path[0])[path[1]] = below
     assert statements(results, "test")[number][2:] == ("missed", False)
 
@@ -355,7 +357,7 @@ def test_a_difference_of_shares_is_not_missed_by_its_last_bit() -> None:
     results = _results()
     assert 100 * (0.85 - 0.55) < 30
     _pair(results, "rl-swapped")["look"] = [0.85 - 0.55, 0.1, 0.5]
-    assert statements(results, "test")[1].verdict == "met"
+    assert statements(results, "test")[1].verdict == _ALONE
 
 
 def test_a_statement_about_an_absent_arm_does_not_apply() -> None:
@@ -369,6 +371,7 @@ def test_a_statement_about_an_absent_arm_does_not_apply() -> None:
 
 
 _NO = "does not apply"
+_ALONE = "met by the estimate alone"
 
 
 def test_a_statement_without_its_figure_is_not_known_and_says_why() -> None:
@@ -442,7 +445,7 @@ def test_the_page_tells_each_arm_with_intervals_seeds_and_costs(tmp_path: Path) 
     conduct = {row[0].split()[0]: row for row in page.table("arm calls, easy")}
     assert conduct["sft"][1:] == [
         *("0.10 0.05 to 0.15", "1.00 0.95 to 1.05", "+0.90 +0.80 to +1.00", "look 0.55"),
-        *("12.5 10.0 to 15.0", "21.5", "100 100 · 100 3 steps", "7 7 · 7"),
+        *("12.5 10.0 to 15.0", "21.5", "–", "100 100 · 100 3 steps", "7 7 · 7"),
         "3.0 cut off 2.0, not read 1.0",
     ]
     assert conduct["dark"][7:9] == ["–", "–"]
@@ -476,7 +479,7 @@ def test_the_page_tells_the_statements_with_verdicts(tmp_path: Path) -> None:
     results = _results()
     _pair(results, "dark")["look"] = [0.1, 0.05, 0.15]
     rows = _page(_run(tmp_path, results)).table("statement found")
-    assert [row[3] for row in rows[1:]] == ["met", "met", "met", "met", "missed", "met"]
+    assert [row[3] for row in rows[1:]] == ["met", "met", _ALONE, "met", "missed", "met"]
     assert rows[5][1:] == ["+10.0 [+5.0, +15.0]", "no", "missed"]
 
 

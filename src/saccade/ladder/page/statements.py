@@ -30,7 +30,7 @@ LOOK_PER_CENT = 80.0
 
 _NO_FIGURE = "the ladder holds no such figure"
 
-Verdict = Literal["met", "missed", "not known", "does not apply"]
+Verdict = Literal["met", "met by the estimate alone", "missed", "not known", "does not apply"]
 
 
 class Statement(NamedTuple):
@@ -48,7 +48,7 @@ def statements(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:
     """What the ladder of this content of `ladder.json` must show, on one split.
 
     The first one is met where the lower end of every paired interval is above 0, the others where
-    the estimate reaches the bound.
+    the whole interval reaches the bound.
     """
     tested, reference = str(results.get("tested")), str(results.get("reference"))
     arms = arm_names(results) if tested in arm_names(results) else []
@@ -170,7 +170,7 @@ def _bounded(
     digits: int = 1,
     is_difference: bool = True,
 ) -> Statement:
-    """Met where the estimate, times `scale`, is at least `least`."""
+    """Met where the whole interval, times `scale`, is at least `least`."""
     if not applies:
         return Statement(claim, "", "does not apply")
     estimate, low, _ = interval_of(value)
@@ -180,7 +180,9 @@ def _bounded(
     # a difference of shares is a little off in its last bit: 0.8 - 0.5 is not 0.3
     reaches = scale * estimate >= least - 1e-9
     whole = None if low is None else scale * low >= least - 1e-9
-    return Statement(claim, found, "met" if reaches else "missed", whole)
+    if not reaches:
+        return Statement(claim, found, "missed", whole)
+    return Statement(claim, found, "met" if whole else "met by the estimate alone", whole)
 
 
 def _reason(value: Any) -> str:
