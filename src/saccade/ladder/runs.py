@@ -367,8 +367,8 @@ def _cost(found: _Ladder, arm: Arm, seed: int) -> dict[str, float]:
             cost["seconds"] += row["seconds_rollout"] + row["seconds_update"]
     if arm.data != "demonstrations":
         drawn = RunFolder(found.place(arm, seed)).read_json("drawn") or {}
-        for key in ("episodes", "written", "seconds"):
-            cost[key] += drawn.get(key, 0)
+        for key in drawn.keys() & {"episodes", "written", "seconds"}:
+            cost[key] += drawn[key]
     return dict(cost)
 
 
