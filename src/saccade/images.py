@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageOps
 
 from saccade.errors import ImageError, ToolError
 from saccade.geometry import Affine, Box, Point
@@ -95,6 +95,16 @@ def _beside(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> I
     return image
 
 
+def _enhance(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
+    image, how = parents[0], arguments["how"]
+    if how == "contrast":
+        return ImageOps.autocontrast(image, cutoff=1, preserve_tone=True)
+    if how == "invert":
+        return ImageOps.invert(image)
+    radius = 1 + max(image.size) / 500
+    return image.filter(ImageFilter.UnsharpMask(radius=radius, percent=150, threshold=2))
+
+
 def _black(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
     return Image.new("RGB", parents[0].size)
 
@@ -104,6 +114,7 @@ OPERATIONS: dict[str, Operation] = {
     "black": Operation(1, _black),
     "crop": Operation(1, _crop),
     "draw_line": Operation(1, _draw_line),
+    "enhance": Operation(1, _enhance),
     "resize": Operation(1, _resize),
     "rotate": Operation(1, _rotate),
 }
@@ -297,6 +308,10 @@ class ImageView:
             "y1": y1,
         }
         return _derive("draw_line", arguments, (self,), self.width, self.height, (Affine(),))
+
+    def enhance(self, how: Literal["contrast", "sharpen", "invert"]) -> ImageView:
+        """The image with its brightness spread, its edges sharpened, or as its negative."""
+        return _derive("enhance", {"how": how}, (self,), self.width, self.height, (Affine(),))
 
     def black(self) -> ImageView:
         """A black picture of the same size and place: what is shown where looking is tested."""

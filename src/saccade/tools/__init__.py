@@ -10,10 +10,14 @@ from collections.abc import Sequence
 
 from saccade import plugins
 from saccade.errors import RecipeError
+from saccade.tools.compare import compare
 from saccade.tools.crop import crop
 from saccade.tools.draw_horizontal_line import draw_horizontal_line
 from saccade.tools.draw_vertical_line import draw_vertical_line
+from saccade.tools.enhance import enhance
 from saccade.tools.look import look
+from saccade.tools.measure import measure
+from saccade.tools.rotate import rotate
 from saccade.tools.spec import Between, On, Parameter, Tool, XCoordinate, YCoordinate, tool
 from saccade.tools.terminate import terminate
 from saccade.tools.toolbox import ToolBox
@@ -28,10 +32,14 @@ __all__ = [
     "XCoordinate",
     "YCoordinate",
     "builtin_tools",
+    "compare",
     "crop",
     "draw_horizontal_line",
     "draw_vertical_line",
+    "enhance",
     "look",
+    "measure",
+    "rotate",
     "terminate",
     "tool",
     "tools_named",
@@ -63,5 +71,9 @@ def _offered(name: str) -> Tool:
 
 def builtin_tools() -> dict[str, Tool]:
     """Every tool that comes with saccade, by name; the answer action comes last."""
-    tools = (crop, zoom, look, draw_horizontal_line, draw_vertical_line, terminate)
+    tools = (
+        *(crop, zoom, look, compare, rotate, enhance),
+        *(draw_horizontal_line, draw_vertical_line, measure),
+        terminate,
+    )
     return {t.name: t for t in tools}
