@@ -148,6 +148,7 @@ def test_every_module_is_imported_by_another_or_is_a_command() -> None:
         "models",
         "engines.decoding",
         "benches",
+        "vision",
         "ladder",
         "ladder.figures",
         "ladder.page",

@@ -56,7 +56,7 @@ TOP = (
     "check",
     "synth",
 )
-COMMANDS = {*TOP, "tools list", "tools call", "bench engine", "bench rl"}
+COMMANDS = {*TOP, "tools list", "tools call", "bench engine", "bench found", "bench rl"}
 CHINESE_ARABIC_EMOJI = "柱子 2 的值是多少？ ما قيمة العمود؟ 🙂👩‍🔬"
 
 

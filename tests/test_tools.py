@@ -105,6 +105,10 @@ def sentence(result: ToolResult) -> str:
 
 
 BUILTIN = tuple(builtin_tools().values())
+AVAILABLE = (
+    "compare, crop, draw_horizontal_line, draw_vertical_line, enhance, look, measure, rotate, "
+    "terminate, zoom, zoom_subplot"
+)
 
 
 # --- tools as functions -------------------------------------------------------------------------
@@ -566,13 +570,12 @@ REGION = [0, 0, 100, 100]
     [
         (
             call("zooom"),
-            "No tool named 'zooom'. Available: crop, draw_horizontal_line, draw_vertical_line, "
-            "look, terminate, zoom. Did you mean zoom?",
+            f"No tool named 'zooom'. Available: {AVAILABLE}. Did you mean zoom?",
         ),
         (
             call("DrawHorizontalLine"),
-            "No tool named 'DrawHorizontalLine'. Available: crop, draw_horizontal_line, "
-            "draw_vertical_line, look, terminate, zoom. Did you mean draw_horizontal_line?",
+            f"No tool named 'DrawHorizontalLine'. Available: {AVAILABLE}. "
+            "Did you mean draw_horizontal_line?",
         ),
         (
             call("crop", image="img_7", box=REGION),

@@ -330,6 +330,21 @@ def bench_engine(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found))
 
 
+@bench_app.command("found")
+def bench_found(
+    count: Annotated[int, typer.Option(min=1, help="Figures of each variety.")] = 300,
+    as_json: AsJson = False,
+) -> None:
+    """What tools find in matplotlib figures, against what is there."""
+    import dataclasses
+
+    from saccade.benches.found import bench_found as bench
+
+    found = bench(count=count, show=not as_json)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in found]))
+
+
 @bench_app.command("rl")
 def bench_rl(
     against: Annotated[Literal["trl", "none"], typer.Option(help="Compared with.")] = "trl",

@@ -22,6 +22,7 @@ from saccade.tools.spec import Between, On, Parameter, Tool, XCoordinate, YCoord
 from saccade.tools.terminate import terminate
 from saccade.tools.toolbox import ToolBox
 from saccade.tools.zoom import zoom
+from saccade.tools.zoom_subplot import zoom_subplot
 
 __all__ = [
     "Between",
@@ -44,6 +45,7 @@ __all__ = [
     "tool",
     "tools_named",
     "zoom",
+    "zoom_subplot",
 ]
 
 
@@ -72,7 +74,7 @@ def _offered(name: str) -> Tool:
 def builtin_tools() -> dict[str, Tool]:
     """Every tool that comes with saccade, by name; the answer action comes last."""
     tools = (
-        *(crop, zoom, look, compare, rotate, enhance),
+        *(crop, zoom, zoom_subplot, look, compare, rotate, enhance),
         *(draw_horizontal_line, draw_vertical_line, measure),
         terminate,
     )
