@@ -40,6 +40,7 @@ from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import Setup
 from saccade.synth import read_demonstrations
 from saccade.worlds.charts import item
+from saccade.worlds.figures import VARIETIES
 
 ROOT = Path(__file__).parent.parent
 TOP = (
@@ -530,6 +531,12 @@ def test_tools_call_takes_pixels_and_writes_the_picture_that_came_back(
     assert said == f"img_1: 200 x 100 pixels, in {tmp_path / 'part.png'}\n"
     chart, part = load_image(shelf / "chart.png"), load_image(tmp_path / "part.png")
     assert part.tobytes() == chart.crop((100, 50, 300, 150)).tobytes()
+
+
+def test_bench_found_tells_what_is_found_in_each_variety() -> None:
+    told = json.loads(ok("bench", "found", "--count", 1, "--json").stdout)
+    assert [row["variety"] for row in told] == list(VARIETIES)
+    assert all(row["figures"] == 1 for row in told)
 
 
 def test_bench_engine_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
