@@ -103,7 +103,7 @@ def _lines(pixels: Pixels, *, least: int) -> list[_Line]:
             long_enough = stop - start >= least
             # marks may stand on one side of an axis, or on both in places
             if long_enough and min(above[y, start:stop].mean(), below[y, start:stop].mean()) > 0.3:
-                rows.append(_Line(y + 0.5, int(start), int(stop)))
+                rows.append(_Line(float(y) + 0.5, int(start), int(stop)))
     return _merged(rows)
 
 
