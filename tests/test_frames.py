@@ -6,14 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from saccade.geometry import Box
+from saccade.geometry import iou
 from saccade.vision.frames import find_frames
 from saccade.worlds.figures import figure
-
-
-def iou(a: Box, b: Box) -> float:
-    common = a.intersection(b)
-    return 0.0 if common is None else common.area / (a.area + b.area - common.area)
 
 
 @pytest.mark.parametrize("variety", ["plain", "hatched", "gradient", "dark", "jpeg", "inset"])

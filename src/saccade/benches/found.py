@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from saccade.geometry import Box
+from saccade.geometry import iou
 from saccade.progress import progress
 from saccade.vision.frames import find_frames
 from saccade.worlds.figures import VARIETIES, Variety, figure
@@ -29,14 +29,13 @@ GOOD = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What one back end found in the figures of one variety."""
+    """Which frames were found in the figures of one variety."""
 
-    what: str
     variety: str
     figures: int
     there: int
     """Things that are there."""
-    iou: float | None
+    mean_iou: float | None
     """Mean over them; None where none is there."""
     share_found: float | None
     """Of them, those with an IoU of GOOD or more."""
@@ -61,33 +60,26 @@ def bench_found(
                 frames = find_frames(made.image)
                 seconds += time.process_time() - began
                 there = [p.frame for p in made.plots if p.kind != "pie"]
-                overlaps += [max((_iou(t, f) for f in frames), default=0.0) for t in there]
-                wrong += sum(max((_iou(t, f) for t in there), default=0.0) < 0.5 for f in frames)
+                overlaps += [max((iou(t, f) for f in frames), default=0.0) for t in there]
+                wrong += sum(max((iou(t, f) for t in there), default=0.0) < 0.5 for f in frames)
                 bar.advance()
-            rows.append(_row("frames", variety, count, overlaps, wrong, 1000 * seconds / count))
+            rows.append(_row(variety, count, overlaps, wrong, 1000 * seconds / count))
     if show:
         Console().print(_table(rows))
     return rows
 
 
-def _row(
-    what: str, variety: str, count: int, overlaps: list[float], wrong: int, ms: float
-) -> Found:
+def _row(variety: str, count: int, overlaps: list[float], wrong: int, ms: float) -> Found:
     mean = float(np.mean(overlaps)) if overlaps else None
     share = float(np.mean(np.array(overlaps) >= GOOD)) if overlaps else None
-    return Found(what, variety, count, len(overlaps), mean, share, wrong, ms)
-
-
-def _iou(a: Box, b: Box) -> float:
-    common = a.intersection(b)
-    return 0.0 if common is None else common.area / (a.area + b.area - common.area)
+    return Found(variety, count, len(overlaps), mean, share, wrong, ms)
 
 
 def _table(rows: Sequence[Found]) -> Table:
-    table = Table("what", "variety", "figures", "there", "mean IoU", "found", "wrong", "ms")
+    table = Table("variety", "figures", "there", "mean IoU", "found", "wrong", "ms")
     for row in rows:
         cells = asdict(row)
-        for name in ("iou", "share_found"):
+        for name in ("mean_iou", "share_found"):
             cells[name] = "–" if cells[name] is None else f"{cells[name]:.3f}"
         cells["ms"] = f"{row.ms:.0f}"
         table.add_row(*(str(c) for c in cells.values()))
