@@ -18,6 +18,7 @@ LAYERS = (
     ("types", "picture_files", "atomic_files"),
     ("images", "ink", "config", "coverage"),
     ("worlds", "vision", "image_store", "recipe_files"),
+    ("backends",),
     ("tools", "dialects", "rewards", "run_folder", "episode_json"),
     ("renderers", "tasks", "engines"),
     ("engines.api", "engines.scripted"),

@@ -49,7 +49,7 @@ def setup() -> Setup:
         engine=ScriptedEngine({}),
         dialect=HERMES,
         store=store,
-        toolbox=ToolBox(list(builtin_tools().values()), store=store),
+        toolbox=ToolBox([t for t in builtin_tools().values() if not t.needs], store=store),
         renderer=RENDERER,
         limits=Limits(4, 400, 4096),
         rubric=TASK.rubric,

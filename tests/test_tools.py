@@ -104,7 +104,7 @@ def sentence(result: ToolResult) -> str:
     return part.text
 
 
-BUILTIN = tuple(builtin_tools().values())
+BUILTIN = tuple(t for t in builtin_tools().values() if not t.needs)
 AVAILABLE = (
     "compare, crop, draw_horizontal_line, draw_vertical_line, enhance, look, measure, rotate, "
     "terminate, zoom, zoom_subplot"
@@ -396,7 +396,9 @@ def test_a_tool_without_docstring_or_as_coroutine_is_an_error() -> None:
         tool(silent)
     with pytest.raises(TypeError, match="Tool late must be a plain function"):
         tool(late)
-    with pytest.raises(TypeError, match="Tool lost returns a Box or Mask but has not exactly one"):
+    with pytest.raises(
+        TypeError, match="Tool lost returns a Box, Mask or Point but has not exactly one"
+    ):
         tool(lost)
 
 

@@ -31,7 +31,7 @@ def called(name: str, *images: ImageView, **arguments: Any) -> tuple[ToolResult,
     """One call by a model that writes in thousandths, of images img_0, img_1 ..."""
     store = ImageStore()
     refs = {f"img_{n}": store.add(view) for n, view in enumerate(images)}
-    box = ToolBox(list(builtin_tools().values()), store=store)
+    box = ToolBox([t for t in builtin_tools().values() if not t.needs], store=store)
     [result] = asyncio.run(
         box.call_all(
             [ToolCall("c", name, arguments)],

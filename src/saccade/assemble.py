@@ -229,7 +229,9 @@ def setup_for(
     toolbox = None
     if recipe.tools and recipe.dialect != "plain":
         toolbox = ToolBox(
-            tools_named(recipe.tools), store=store, deadline_s=recipe.rollout.tool_deadline_s
+            tools_named(recipe.tools, recipe.backends),
+            store=store,
+            deadline_s=recipe.rollout.tool_deadline_s,
         )
     return Setup(
         engine=engine,

@@ -376,7 +376,9 @@ def bench_rl(
         group=group,
         threads=threads,
         tool_style=tool_style,
-        tools=tuple(builtin_tools()) if tools == "all" else (),
+        tools=tuple(t.name for t in builtin_tools().values() if not t.needs)
+        if tools == "all"
+        else (),
         image_tokens=image_tokens,
         freeze_vision=freeze_vision,
         micro_batch=micro_batch,

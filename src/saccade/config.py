@@ -235,6 +235,24 @@ class ApiConfig(Section):
     """After errors that may pass."""
 
 
+class BackendChoice(Section):
+    """What does the looking inside tools."""
+
+    name: str | None = None
+    """Of the back end; `saccade tools list` names them. null: the default one of its kind."""
+    model: str | None = None
+    """Folder or hub id of its weights, where it has any; null: its own choice."""
+    device: str = "cpu"
+    """Where its model runs."""
+    threads: Positive = 1
+    """Of the processor, for one call."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
 class EvalConfig(Section):
     """How a model is measured."""
 
@@ -384,6 +402,8 @@ class Recipe(Section):
     tools: tuple[str, ...] = ("zoom", "crop")
     """Tools that the model may call, by name; the answer action comes with them. []: no tools at
     all, and the model is told of none."""
+    backends: dict[Literal["reader", "detector", "pointer", "segmenter"], BackendChoice] = {}
+    """What does the looking inside tools, by kind; kinds that are left out take the default."""
     min_image_tokens: Positive = 4
     """Smaller pictures are enlarged to this many tokens."""
     max_image_tokens: Positive = 64

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saccade.errors import DataError
-from saccade.geometry import Affine, Box, Mask
+from saccade.geometry import Affine, Box, Mask, Point
 from saccade.types import (
     Answer,
     BadCall,
@@ -31,6 +31,7 @@ from saccade.types import (
     Message,
     Parsed,
     Part,
+    PointFound,
     Sample,
     Score,
     Segment,
@@ -269,6 +270,8 @@ def _part_out(part: Part, images: _Images) -> dict[str, Any]:
     shared = {"image": image, "label": part.label, "score": part.score}
     if isinstance(part, BoxFound):
         return {"type": "box", "box": list(part.box.as_tuple()), **shared}
+    if isinstance(part, PointFound):
+        return {"type": "point", "point": [part.point.x, part.point.y], **shared}
     mask = part.mask
     return {
         "type": "mask",
@@ -286,6 +289,8 @@ def _part_in(value: dict[str, Any], images: Sequence[ImageRef]) -> Part:
         return ImageShown(image, value["name"])
     if kind == "box":
         return BoxFound(image, Box(*value["box"]), value["label"], value["score"])
+    if kind == "point":
+        return PointFound(image, Point(*value["point"]), value["label"], value["score"])
     if kind == "mask":
         mask = value["mask"]
         found = Mask(mask["width"], mask["height"], tuple(mask["runs"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -88,6 +88,9 @@ class Box:
         """Grown by that many pixels on every side."""
         by_y = by_x if by_y is None else by_y
         return Box(self.x0 - by_x, self.y0 - by_y, self.x1 + by_x, self.y1 + by_y)
+
+    def moved(self, dx: float, dy: float) -> Box:
+        return Box(self.x0 + dx, self.y0 + dy, self.x1 + dx, self.y1 + dy)
 
     def polygon(self) -> Polygon:
         """The four corners, clockwise from the top left."""
@@ -202,15 +205,32 @@ class Mask:
     @classmethod
     def from_array(cls, array: np.ndarray) -> Mask:
         """From a boolean array (height, width)."""
+        import numpy as np
+
         height, width = array.shape
-        runs: list[int] = []
-        value = False
-        for bit, run in groupby(array.astype(bool).ravel().tolist()):
-            if bit != value:
-                runs.append(0)
-            runs.append(sum(1 for _ in run))
-            value = not bit
-        return cls(width, height, tuple(runs))
+        bits = np.concatenate([[False], array.astype(bool).ravel(), [False]])
+        turns = np.flatnonzero(bits[1:] != bits[:-1])
+        ends = np.concatenate([[0], turns, [height * width]])
+        runs = [int(run) for run in np.diff(ends)]
+        return cls(width, height, tuple(runs if runs[-1] else runs[:-1]))
+
+    @property
+    def bounds(self) -> Box:
+        """The smallest box around it."""
+        columns: list[int] = []
+        rows: list[int] = []
+        at = 0
+        for number, run in enumerate(self.runs):
+            if number % 2 and run:
+                (top, left), (bottom, right) = (
+                    divmod(at, self.width),
+                    divmod(at + run - 1, self.width),
+                )
+                rows += (top, bottom)
+                # a run over a line's end touches both sides of the image
+                columns += (left, right) if top == bottom else (0, self.width - 1)
+            at += run
+        return Box(min(columns), min(rows), max(columns) + 1, max(rows) + 1)
 
     def array(self) -> np.ndarray:
         """The boolean array (height, width)."""

@@ -14,14 +14,14 @@ import hashlib
 import json
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageOps
 
 from saccade.errors import ImageError, ToolError
-from saccade.geometry import Affine, Box, Point
+from saccade.geometry import Affine, Box, Mask, Point
 from saccade.picture_files import to_rgb
 from saccade.types import Derivation, ImagePart, ImageRef
 
@@ -109,12 +109,46 @@ def _black(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Im
     return Image.new("RGB", parents[0].size)
 
 
+def _mark(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
+    image = parents[0].copy()
+    draw = ImageDraw.Draw(image)
+    width = _mark_width(*image.size)
+    for number, (x0, y0, x1, y1) in enumerate(arguments["boxes"]):
+        # the last row and column of pixels of a box lie just before its far sides
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), None, _color(number), width)
+    for number, (x, y) in enumerate(arguments["points"]):
+        reach = 4 * width
+        around = (x - reach, y - reach, x + reach, y + reach)
+        draw.ellipse(around, None, _color(number), width)
+        draw.ellipse((x - 1, y - 1, x + 1, y + 1), _color(number))
+    return image
+
+
+def _mark_width(width: int, height: int) -> int:
+    return max(2, round(max(width, height) / 600))
+
+
+def _color(number: int) -> str:
+    return _MARKS[number % len(_MARKS)]
+
+
+def _overlay(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
+    image = parents[0]
+    mask = Mask(image.width, image.height, tuple(arguments["runs"]))
+    where = Image.fromarray(mask.array().astype("uint8") * 128)
+    return Image.composite(Image.new("RGB", image.size, arguments["color"]), image, where)
+
+
+_MARKS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080")
+
 OPERATIONS: dict[str, Operation] = {
     "beside": Operation(1, _beside),
     "black": Operation(1, _black),
     "crop": Operation(1, _crop),
     "draw_line": Operation(1, _draw_line),
     "enhance": Operation(1, _enhance),
+    "mark": Operation(1, _mark),
+    "overlay": Operation(1, _overlay),
     "resize": Operation(1, _resize),
     "rotate": Operation(1, _rotate),
 }
@@ -312,6 +346,23 @@ class ImageView:
     def enhance(self, how: Literal["contrast", "sharpen", "invert"]) -> ImageView:
         """The image with its brightness spread, its edges sharpened, or as its negative."""
         return _derive("enhance", {"how": how}, (self,), self.width, self.height, (Affine(),))
+
+    def mark(self, boxes: Sequence[Box] = (), points: Sequence[Point] = ()) -> ImageView:
+        """The image with these boxes outlined and these points ringed, in the same coordinates."""
+        sides = (self.width, self.height, self.width, self.height)
+        arguments = {
+            "boxes": [
+                [min(round(v), side) for v, side in zip(box.as_tuple(), sides, strict=True)]
+                for box in boxes
+            ],
+            "points": [[round(p.x), round(p.y)] for p in points],
+        }
+        return _derive("mark", arguments, (self,), self.width, self.height, (Affine(),))
+
+    def overlay(self, mask: Mask, *, color: str = "#e6194b") -> ImageView:
+        """The image with a mask of the same size laid over it, half transparent."""
+        arguments = {"color": color, "runs": list(mask.runs)}
+        return _derive("overlay", arguments, (self,), self.width, self.height, (Affine(),))
 
     def black(self) -> ImageView:
         """A black picture of the same size and place: what is shown where looking is tested."""

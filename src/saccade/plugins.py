@@ -18,7 +18,7 @@ from saccade.errors import RecipeError
 
 __all__ = ["Group", "load", "offered"]
 
-Group = Literal["saccade.tools", "saccade.rewards", "saccade.tasks"]
+Group = Literal["saccade.tools", "saccade.backends", "saccade.rewards", "saccade.tasks"]
 
 
 def offered(group: Group) -> list[str]:

@@ -11,8 +11,8 @@ from saccade.geometry import Frame
 from saccade.image_store import ImageStore
 from saccade.images import root_view
 from saccade.picture_files import load_image
-from saccade.tools import ToolBox, builtin_tools
-from saccade.types import BoxFound, ImageShown, MaskFound, Text, ToolCall
+from saccade.tools import ToolBox, builtin_tools, tools_named
+from saccade.types import BoxFound, ImageShown, MaskFound, PointFound, Text, ToolCall
 
 __all__ = ["call"]
 
@@ -21,7 +21,7 @@ def call(name: str, arguments: str, *, image: Path | None, out: Path) -> list[st
     """What the tool returned, a line for each part; a picture is written to `out`.
 
     `arguments` is JSON with coordinates in pixels; the picture is called img_0. Raises ToolError
-    for what the tool refuses.
+    for what the tool refuses, RecipeError for a tool that is not there.
     """
     try:
         given = json.loads(arguments)
@@ -34,7 +34,8 @@ def call(name: str, arguments: str, *, image: Path | None, out: Path) -> list[st
     if image is not None:
         images["img_0"] = store.add(root_view(load_image(image)))
         given.setdefault("image", "img_0")
-    box = ToolBox(list(builtin_tools().values()), store=store)
+    aliases = {alias: t.name for t in builtin_tools().values() for alias in t.aliases}
+    box = ToolBox(tools_named([aliases.get(name, name)]), store=store)
     [result] = asyncio.run(
         box.call_all(
             [ToolCall("call_0", name, given)],
@@ -52,6 +53,8 @@ def call(name: str, arguments: str, *, image: Path | None, out: Path) -> list[st
             lines.append(f"{part.name}: {part.image.width} x {part.image.height} pixels, in {out}")
         elif isinstance(part, BoxFound):
             lines.append(f"{part.label} {part.box.as_tuple()} {part.score}")
+        elif isinstance(part, PointFound):
+            lines.append(f"{part.label} ({part.point.x:.1f}, {part.point.y:.1f}) {part.score}")
         elif isinstance(part, MaskFound):
             lines.append(f"{part.label} mask of {part.mask.area} pixels")
         elif isinstance(part, Text):

@@ -33,6 +33,7 @@ __all__ = [
     "Outcome",
     "Parsed",
     "Part",
+    "PointFound",
     "Region",
     "Sample",
     "Score",
@@ -185,7 +186,17 @@ class MaskFound:
     score: float | None = None
 
 
-Part = Text | ImageShown | BoxFound | MaskFound
+@dataclass(frozen=True, slots=True)
+class PointFound:
+    """A point that a tool reported on an image."""
+
+    image: ImageRef
+    point: Point
+    label: str = ""
+    score: float | None = None
+
+
+Part = Text | ImageShown | BoxFound | MaskFound | PointFound
 
 
 @dataclass(frozen=True, slots=True)

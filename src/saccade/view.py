@@ -35,6 +35,7 @@ from saccade.types import (
     ImageShown,
     MaskFound,
     Part,
+    PointFound,
     Region,
     Text,
     ToolCall,
@@ -404,6 +405,9 @@ def _note(part: Part, turn: int, gaze: _Gaze, store: ImageStore | None) -> _Note
     sure = "" if part.score is None else f" ({part.score:.2f})"
     if isinstance(part, MaskFound):
         return _Note(f"mask of {part.label or 'something'}{sure}, {part.mask.area} px")
+    if isinstance(part, PointFound):
+        place = f"({part.point.x:.0f}, {part.point.y:.0f})"
+        return _Note(f"point at {part.label or 'something'}{sure}: {place} px")
     return _Note(f"found {part.label or 'something'}{sure}", _found_chips(part, turn, gaze))
 
 

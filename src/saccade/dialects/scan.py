@@ -18,15 +18,17 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from saccade.geometry import Box, Frame, Mask
+from saccade.geometry import Box, Frame
 from saccade.types import (
     Answer,
     BadCall,
     BoxFound,
     ImageRef,
     ImageShown,
+    MaskFound,
     Parsed,
     Part,
+    PointFound,
     Text,
     ToolCall,
     ToolResult,
@@ -256,36 +258,30 @@ def part_lines(result: ToolResult, frame: FrameOf) -> Iterator[tuple[Part, ...]]
             yield (Text(prefix + part.text),)
         elif isinstance(part, ImageShown):
             yield (Text(f"{prefix}{part.name}: "), part)
-        elif isinstance(part, BoxFound):
-            yield (Text(prefix + _labelled(part.label, _box(part.box, frame(part.image)))),)
         else:
-            share = 100 * part.mask.area / (part.mask.width * part.mask.height)
-            box = _box(_mask_bounds(part.mask), frame(part.image))
-            yield (Text(prefix + _labelled(part.label, f"{share:.3g}% of the image, {box}")),)
+            yield (Text(prefix + _told(part, frame(part.image))),)
         prefix = ""
 
 
-def _labelled(label: str, text: str) -> str:
-    return f"{label} {text}" if label else text
+def _told(part: BoxFound | MaskFound | PointFound, frame: Frame) -> str:
+    """What was found: its label, its place, how sure the tool is."""
+    if isinstance(part, BoxFound):
+        place = _box(part.box, frame)
+    elif isinstance(part, PointFound):
+        place = _listed(frame.encode((part.point.x, part.point.y)), frame)
+    else:
+        share = 100 * part.mask.area / (part.mask.width * part.mask.height)
+        place = f"{share:.3g}% of the image, {_box(part.mask.bounds, frame)}"
+    sure = "" if part.score is None else f" ({part.score:.2f})"
+    return f"{part.label} {place}{sure}" if part.label else place + sure
 
 
 def _box(box: Box, frame: Frame) -> str:
-    values = frame.encode_box(box)
+    return _listed(frame.encode_box(box), frame)
+
+
+def _listed(values: Sequence[float], frame: Frame) -> str:
     return "[" + ", ".join(str(v if frame.is_integral else round(v, 3)) for v in values) + "]"
-
-
-def _mask_bounds(mask: Mask) -> Box:
-    columns: list[int] = []
-    rows: list[int] = []
-    at = 0
-    for number, run in enumerate(mask.runs):
-        if number % 2 and run:
-            (top, left), (bottom, right) = divmod(at, mask.width), divmod(at + run - 1, mask.width)
-            rows += (top, bottom)
-            # A run over a line's end touches both sides of the image.
-            columns += (left, right) if top == bottom else (0, mask.width - 1)
-        at += run
-    return Box(min(columns), min(rows), max(columns) + 1, max(rows) + 1)
 
 
 def merge_texts(parts: Sequence[Part]) -> tuple[Part, ...]:

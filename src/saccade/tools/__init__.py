@@ -6,9 +6,11 @@ offer their own as entry points.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from saccade import plugins
+from saccade.backends import made
+from saccade.config import BackendChoice
 from saccade.errors import RecipeError
 from saccade.tools.compare import compare
 from saccade.tools.crop import crop
@@ -17,6 +19,7 @@ from saccade.tools.draw_vertical_line import draw_vertical_line
 from saccade.tools.enhance import enhance
 from saccade.tools.look import look
 from saccade.tools.measure import measure
+from saccade.tools.ocr import ocr
 from saccade.tools.rotate import rotate
 from saccade.tools.spec import Between, On, Parameter, Tool, XCoordinate, YCoordinate, tool
 from saccade.tools.terminate import terminate
@@ -40,6 +43,7 @@ __all__ = [
     "enhance",
     "look",
     "measure",
+    "ocr",
     "rotate",
     "terminate",
     "tool",
@@ -49,13 +53,20 @@ __all__ = [
 ]
 
 
-def tools_named(names: Sequence[str]) -> list[Tool]:
-    """Tools by name: ours, or those that installed packages offer.
+def tools_named(
+    names: Sequence[str], backends: Mapping[str, BackendChoice] | None = None
+) -> list[Tool]:
+    """Tools by name, ready to be called: ours, or those that installed packages offer.
 
-    Raises RecipeError with the names there are, and for what is no tool or has another name.
+    `backends` are the chosen ones by kind. Raises RecipeError with the names there are, for what is
+    no tool or has another name, and where a back end that is needed can't be made.
     """
     ours = builtin_tools()
-    return [ours[name] if name in ours else _offered(name) for name in names]
+    tools = [ours[name] if name in ours else _offered(name) for name in names]
+    chosen = backends or {}
+    kinds = {kind for tool in tools for _, kind in tool.needs}
+    ready = {kind: made(kind, chosen.get(kind, BackendChoice())) for kind in sorted(kinds)}
+    return [tool.with_backends(ready) for tool in tools]
 
 
 def _offered(name: str) -> Tool:
@@ -75,7 +86,7 @@ def builtin_tools() -> dict[str, Tool]:
     """Every tool that comes with saccade, by name; the answer action comes last."""
     tools = (
         *(crop, zoom, zoom_subplot, look, compare, rotate, enhance),
-        *(draw_horizontal_line, draw_vertical_line, measure),
+        *(draw_horizontal_line, draw_vertical_line, measure, ocr),
         terminate,
     )
     return {t.name: t for t in tools}

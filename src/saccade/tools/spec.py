@@ -8,16 +8,19 @@ objects as arguments.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, overload
 
+from saccade.backends import KINDS
+from saccade.backends.kinds import Backend
 from saccade.geometry import Box, Mask, Point
 from saccade.images import ImageView
-from saccade.types import BoxFound, MaskFound, ToolSpec
+from saccade.types import BoxFound, MaskFound, PointFound, ToolSpec
 
 __all__ = ["Between", "Kind", "On", "Parameter", "Tool", "XCoordinate", "YCoordinate", "tool"]
 
@@ -31,7 +34,7 @@ Kind = Literal["image", "box", "point", "x", "y", "number", "integer", "text", "
 
 PLACES: frozenset[Kind] = frozenset({"box", "point", "x", "y"})
 """Kinds that are converted through the frame of an image."""
-RETURNED = (ImageView, str, Box, Mask, BoxFound, MaskFound)
+RETURNED = (ImageView, str, Box, Mask, Point, BoxFound, MaskFound, PointFound)
 """What a tool may return, alone or in a tuple or list."""
 
 _KINDS: dict[object, Kind] = {
@@ -154,6 +157,13 @@ class Tool:
     """Other names under which a model may call it."""
     is_answer: bool = False
     """Whether it ends the episode: dialects read such a call as the answer and no box runs it."""
+    needs: tuple[tuple[str, str], ...] = ()
+    """Names of parameters that take a back end, and its kind; `with_backends` fills them."""
+
+    def with_backends(self, backends: Mapping[str, Backend]) -> Tool:
+        """The tool with the back ends that it needs, by kind, bound to it."""
+        bound = {parameter: backends[kind] for parameter, kind in self.needs}
+        return replace(self, function=functools.partial(self.function, **bound), needs=())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
@@ -186,9 +196,11 @@ def tool(
 
     Arguments may be `ImageView`, `Box`, `Point`, `XCoordinate`, `YCoordinate`, `float`, `int`,
     `str`, `bool`, a `Literal` of strings, lists of those, and any of these `| None`. Every
-    parameter but an `ImageView` needs its description as `Annotated[type, "description"]`. It
-    returns `ImageView`, `str`, `Box`, `Mask`, `BoxFound`, `MaskFound`, or a tuple or list of those.
-    Raises TypeError, naming the parameter, where that does not hold.
+    parameter but an `ImageView` needs its description as `Annotated[type, "description"]`. A
+    parameter annotated with a kind of back end (`Reader`, `Detector` ...) is not the model's: the
+    recipe's choice is given there. It returns `ImageView`, `str`, `Box`, `Mask`, `Point`,
+    `BoxFound`, `MaskFound`, `PointFound`, or a tuple or list of those. Raises TypeError, naming the
+    parameter, where that does not hold.
     """
 
     def make(function: Callable[..., Any]) -> Tool:
@@ -200,7 +212,7 @@ def tool(
             raise TypeError(
                 f"Tool {name} must be a plain function: the tool box runs it in a thread."
             )
-        parameters = _parameters(function)
+        parameters, needs = _parameters(function)
         _check_returned(function, parameters)
         schema = {
             "type": "object",
@@ -209,14 +221,18 @@ def tool(
             "additionalProperties": False,
         }
         spec = ToolSpec(name=name, description=description, schema=schema, version=version)
-        return Tool(function, spec, parameters, tuple(aliases), is_answer)
+        return Tool(function, spec, parameters, tuple(aliases), is_answer, needs)
 
     return make if function is None else make(function)
 
 
-def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
+def _parameters(
+    function: Callable[..., Any],
+) -> tuple[tuple[Parameter, ...], tuple[tuple[str, str], ...]]:
+    """What the model writes, and which parameters take a back end of which kind."""
     hints = typing.get_type_hints(function, include_extras=True)
     found = []
+    needs = []
     for raw in inspect.signature(function).parameters.values():
         where = f"Parameter {raw.name!r} of tool {function.__name__}"
         if raw.kind not in (raw.POSITIONAL_OR_KEYWORD, raw.KEYWORD_ONLY):
@@ -225,9 +241,12 @@ def _parameters(function: Callable[..., Any]) -> tuple[Parameter, ...]:
             )
         if raw.name not in hints:
             raise TypeError(f"{where} needs an annotation: Annotated[type, 'description'].")
-        found.append(_parameter(where, raw, hints[raw.name]))
+        if kind := next((k for k, of_kind in KINDS.items() if hints[raw.name] is of_kind), None):
+            needs.append((raw.name, kind))
+        else:
+            found.append(_parameter(where, raw, hints[raw.name]))
     parameters = tuple(found)
-    return tuple(_placed(function.__name__, p, parameters) for p in parameters)
+    return tuple(_placed(function.__name__, p, parameters) for p in parameters), tuple(needs)
 
 
 def _parameter(where: str, raw: inspect.Parameter, hint: Any) -> Parameter:
@@ -313,13 +332,13 @@ def _check_returned(function: Callable[..., Any], parameters: tuple[Parameter, .
     kinds = tuple(_leaves(hint))
     if not kinds or not all(k in RETURNED for k in kinds):
         raise TypeError(
-            f"Tool {name} must return ImageView, str, Box, Mask, BoxFound, MaskFound, or a tuple "
-            f"or list of those; its annotation is {hint}."
+            f"Tool {name} must return ImageView, str, Box, Mask, Point, BoxFound, MaskFound, "
+            f"PointFound, or a tuple or list of those; its annotation is {hint}."
         )
-    if (Box in kinds or Mask in kinds) and _only_image(parameters) is None:
+    if {Box, Mask, Point} & set(kinds) and _only_image(parameters) is None:
         raise TypeError(
-            f"Tool {name} returns a Box or Mask but has not exactly one image; "
-            "return BoxFound or MaskFound."
+            f"Tool {name} returns a Box, Mask or Point but has not exactly one image; "
+            "return BoxFound, MaskFound or PointFound."
         )
 
 

@@ -37,6 +37,7 @@ from saccade.types import (
     ImageShown,
     MaskFound,
     Part,
+    PointFound,
     Text,
     ToolCall,
     ToolResult,
@@ -111,6 +112,10 @@ class ToolBox:
         self.tools = tuple(tools)
         if not any(t.is_answer for t in self.tools):
             self.tools += (terminate,)
+        for tool in self.tools:
+            if tool.needs:
+                kinds = ", ".join(kind for _, kind in tool.needs)
+                raise ValueError(f"Tool {tool.name} has no {kinds} yet: take it by `tools_named`.")
         self.deadline_s = deadline_s
         self.workers = workers
         self.max_calls = max_calls
@@ -258,7 +263,9 @@ class ToolBox:
                 parts.append(BoxFound(on, value))
             elif isinstance(value, Mask) and on is not None:
                 parts.append(MaskFound(on, value))
-            elif isinstance(value, (BoxFound, MaskFound)):
+            elif isinstance(value, Point) and on is not None:
+                parts.append(PointFound(on, value))
+            elif isinstance(value, (BoxFound, MaskFound, PointFound)):
                 parts.append(value)
             else:
                 raise TypeError(f"it returned {type(value).__name__}, which no tool may return")

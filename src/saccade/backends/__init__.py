@@ -1,0 +1,85 @@
+"""What does the looking inside a tool: readers of print, detectors, pointers, segmenters.
+
+A tool asks for one by annotating a keyword-only parameter with its kind; which one it gets is the
+recipe's to say, by name. One file for each back end; a new one is listed in `builtin_backends` and
+nowhere else. Installed packages offer their own as entry points (`saccade.backends`).
+
+Invariant: a back end sees a picture and answers in that picture's pixels; it knows no tool, no
+episode and no frame of a model. What it can't name it refuses with ToolError, what it did not find
+is an empty list: it never guesses a place.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from saccade import plugins
+from saccade.backends.kinds import (
+    Backend,
+    Detected,
+    Detector,
+    Pointed,
+    Pointer,
+    Printed,
+    Reader,
+    Segmented,
+    Segmenter,
+)
+from saccade.backends.rapidocr_reader import RapidReader
+from saccade.config import BackendChoice
+from saccade.errors import RecipeError
+
+__all__ = [
+    "KINDS",
+    "Backend",
+    "Detected",
+    "Detector",
+    "Pointed",
+    "Pointer",
+    "Printed",
+    "Reader",
+    "Segmented",
+    "Segmenter",
+    "builtin_backends",
+    "made",
+    "missing_packages",
+]
+
+KINDS: dict[str, type[Backend]] = {
+    "reader": Reader,
+    "detector": Detector,
+    "pointer": Pointer,
+    "segmenter": Segmenter,
+}
+"""By the names that recipes use."""
+DEFAULTS = {"reader": "rapidocr"}
+"""Of each kind the one that a recipe gets that names none."""
+
+
+def builtin_backends() -> dict[str, type[Backend]]:
+    """Every back end that comes with saccade, by name."""
+    return {b.name: b for b in (RapidReader,)}
+
+
+def made(kind: str, choice: BackendChoice) -> Backend:
+    """The chosen back end of that kind.
+
+    Raises RecipeError where there is none of that name or kind, or a package is missing.
+    """
+    name = choice.name or DEFAULTS[kind]
+    found = builtin_backends().get(name) or plugins.load("saccade.backends", name)
+    if found is None or not (isinstance(found, type) and issubclass(found, KINDS[kind])):
+        of_kind = [name for name, b in builtin_backends().items() if issubclass(b, KINDS[kind])]
+        known = ", ".join(sorted({*of_kind, *plugins.offered("saccade.backends")}))
+        raise RecipeError(f"No {kind} named {name!r}. Available: {known}.")
+    if missing := missing_packages(found):
+        raise RecipeError(
+            f"The {kind} {name!r} needs {', '.join(missing)}, which is not installed: "
+            f"pip install 'saccade[{found.extra}]', or choose another {kind}."
+        )
+    return found(choice)
+
+
+def missing_packages(backend: type[Backend]) -> list[str]:
+    """Modules that it imports and that are not installed."""
+    return [name for name in backend.packages if find_spec(name) is None]

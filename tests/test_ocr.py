@@ -1,0 +1,119 @@
+"""ocr: a scripted reader for what the tool makes of it, the real one for what is read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from saccade.backends import Printed, Reader, builtin_backends, made
+from saccade.config import BackendChoice
+from saccade.errors import RecipeError
+from saccade.geometry import Box, Frame, iou
+from saccade.image_store import ImageStore
+from saccade.images import root_view
+from saccade.tools import ToolBox, builtin_tools, tools_named
+from saccade.tools.ocr import MOST_LINES
+from saccade.types import BoxFound, ImageShown, Text, ToolCall, ToolResult
+from saccade.worlds.figures import figure
+
+
+class Scripted(Reader):
+    """Reads what it is told to, whatever it sees."""
+
+    name = "scripted"
+
+    def __init__(self, lines: list[Printed]) -> None:
+        super().__init__(BackendChoice())
+        self.lines = lines
+        self.sizes: list[tuple[int, int]] = []
+
+    def read(self, picture: Image.Image) -> list[Printed]:
+        self.sizes.append(picture.size)
+        return self.lines
+
+
+def call(reader: Reader, arguments: dict[str, Any], picture: Image.Image) -> ToolResult:
+    store = ImageStore()
+    images = {"img_0": store.add(root_view(picture))}
+    box = ToolBox([builtin_tools()["ocr"].with_backends({"reader": reader})], store=store)
+    [result] = asyncio.run(
+        box.call_all(
+            [ToolCall("c", "ocr", {"image": "img_0", **arguments})],
+            images=images,
+            frame=lambda ref: Frame.thousand(ref.width, ref.height),
+        )
+    )
+    return result
+
+
+def test_lines_of_a_region_lie_on_the_image_that_was_named() -> None:
+    reader = Scripted([Printed("42", Box(3, 4, 13, 14), 0.9)])
+    result = call(reader, {"box": [500, 200, 750, 400]}, Image.new("RGB", (200, 100)))
+    assert reader.sizes == [(50, 20)]
+    line = result.parts[0]
+    assert isinstance(line, BoxFound)
+    assert line.image.is_root
+    assert line.box == Box(103, 24, 113, 34)
+    assert (line.label, line.score) == ("42", 0.9)
+    picture = result.parts[-1]
+    assert isinstance(picture, ImageShown)
+    assert (picture.image.width, picture.image.height) == (200, 100)
+
+
+def test_where_nothing_is_read_that_is_said_and_no_place_is_made_up() -> None:
+    result = call(Scripted([]), {}, Image.new("RGB", (50, 50)))
+    assert result.parts == (Text("No text was found."),)
+    assert not result.failed
+
+
+def test_what_is_left_out_for_length_is_counted() -> None:
+    lines = [Printed(str(n), Box(0, n, 5, n + 1), None) for n in range(MOST_LINES + 7)]
+    result = call(Scripted(lines), {}, Image.new("RGB", (100, 100)))
+    assert sum(isinstance(p, BoxFound) for p in result.parts) == MOST_LINES
+    assert Text("7 more lines were left out: ask for a smaller region.") in result.parts
+
+
+def test_a_tool_without_its_back_end_is_not_taken_by_a_box() -> None:
+    with pytest.raises(ValueError, match="Tool ocr has no reader yet"):
+        ToolBox([builtin_tools()["ocr"]], store=ImageStore())
+
+
+def test_the_model_is_told_nothing_of_back_ends() -> None:
+    assert set(builtin_tools()["ocr"].spec.schema["properties"]) == {"image", "box"}
+
+
+def test_an_unknown_back_end_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RecipeError, match=r"No reader named 'abacus'\. Available: .*rapidocr"):
+        tools_named(["ocr"], {"reader": BackendChoice(name="abacus")})
+
+
+def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(builtin_backends()["rapidocr"], "packages", ("no_such_module",))
+    with pytest.raises(RecipeError, match=r"needs no_such_module.*pip install 'saccade\[tools\]'"):
+        tools_named(["ocr"])
+
+
+@pytest.fixture(scope="module")
+def rapid() -> Reader:
+    reader = made("reader", BackendChoice())
+    assert isinstance(reader, Reader)
+    return reader
+
+
+def test_the_words_of_a_figure_are_read_where_they_stand(rapid: Reader) -> None:
+    item = figure(1)
+    lines = rapid.read(item.image)
+    titles = [t for t in item.texts if t.role == "title"]
+    assert titles
+    for title in titles:
+        assert any(line.text == title.text and iou(line.box, title.box) > 0.5 for line in lines)
+
+
+def test_the_smallest_picture_and_a_white_one_have_no_print(rapid: Reader) -> None:
+    assert rapid.read(Image.new("RGB", (1, 1), "white")) == []
+    assert rapid.read(Image.new("RGB", (300, 200), "white")) == []
