@@ -105,6 +105,13 @@ class Segmenter(Backend):
 
     @abstractmethod
     def segment(
-        self, picture: Image.Image, *, box: Box | None = None, points: Sequence[Point] = ()
+        self,
+        picture: Image.Image,
+        *,
+        box: Box | None = None,
+        points: Sequence[Point] = (),
+        outside: Sequence[Point] = (),
     ) -> Segmented | None:
-        """The thing that fills the box, or that the points lie on; None where none is plain."""
+        """The thing that fills the box, or that all `points` lie on and none of `outside` does;
+        None where none is plain. With both, the box bounds it. Raises ValueError with neither.
+        """
