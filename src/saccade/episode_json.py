@@ -42,7 +42,14 @@ from saccade.types import (
     TurnRecord,
 )
 
-__all__ = ["episode_from_json", "episode_to_json"]
+__all__ = [
+    "ImageTable",
+    "episode_from_json",
+    "episode_to_json",
+    "images_from_rows",
+    "part_from_json",
+    "part_to_json",
+]
 
 SCHEMA = 1
 """Version of the JSON form of an episode; a reader refuses any other."""
@@ -91,15 +98,17 @@ def _unpack(value: Any) -> Any:
 # --- episodes as JSON -----------------------------------------------------------------------------
 
 
-class _Images:
-    """The table of an episode's images, each once, parents before children."""
+class ImageTable:
+    """Images as rows of plain JSON values, each once, parents before children."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
+        """`images_from_rows` reads them."""
         self._by_object: dict[int, int] = {}
         self._by_content: dict[str, int] = {}
 
     def index(self, image: ImageRef) -> int:
+        """The number of its row, which is made where there is none."""
         known = self._by_object.get(id(image))
         if known is not None:
             return known
@@ -135,12 +144,12 @@ def episode_to_json(episode: Episode, *, segments: bool = True) -> dict[str, Any
 
     Images stand as numbers of rows in the table `images`. `segments=False` leaves the tokens out.
     """
-    images = _Images()
+    images = ImageTable()
     value = {
         "sample": _sample_out(episode.sample, images),
         "rollout_index": episode.rollout_index,
         "messages": [
-            {"role": m.role, "parts": [_part_out(p, images) for p in m.parts]}
+            {"role": m.role, "parts": [part_to_json(p, images) for p in m.parts]}
             for m in episode.messages
         ],
         "turns": [_turn_out(t, images) for t in episode.turns],
@@ -181,15 +190,13 @@ def episode_from_json(value: Mapping[str, Any]) -> Episode:
 
 
 def _episode_in(value: dict[str, Any]) -> Episode:
-    images: list[ImageRef] = []
-    for row in value["images"]:
-        images.append(_image_in(row, images))
+    images = images_from_rows(value["images"])
     score, stop = value["score"], value["stop"]
     return Episode(
         sample=_sample_in(value["sample"], images),
         rollout_index=value["rollout_index"],
         messages=tuple(
-            Message(m["role"], tuple(_part_in(p, images) for p in m["parts"]))
+            Message(m["role"], tuple(part_from_json(p, images) for p in m["parts"]))
             for m in value["messages"]
         ),
         turns=tuple(_turn_in(t, images) for t in value["turns"]),
@@ -216,6 +223,16 @@ def _at(images: Sequence[ImageRef], number: int) -> ImageRef:
     return images[number]
 
 
+def images_from_rows(rows: Sequence[dict[str, Any]]) -> list[ImageRef]:
+    """The images of a table. Raises KeyError, TypeError, ValueError or IndexError for rows that no
+    table wrote.
+    """
+    images: list[ImageRef] = []
+    for row in rows:
+        images.append(_image_in(row, images))
+    return images
+
+
 def _image_in(row: dict[str, Any], images: Sequence[ImageRef]) -> ImageRef:
     made = row.get("derivation")
     if made is None:
@@ -229,7 +246,7 @@ def _image_in(row: dict[str, Any], images: Sequence[ImageRef]) -> ImageRef:
     return ImageRef(row["key"], row["width"], row["height"], parts, derivation)
 
 
-def _sample_out(sample: Sample, images: _Images) -> dict[str, Any]:
+def _sample_out(sample: Sample, images: ImageTable) -> dict[str, Any]:
     return {
         "id": sample.id,
         "question": sample.question,
@@ -261,7 +278,8 @@ def _sample_in(value: dict[str, Any], images: Sequence[ImageRef]) -> Sample:
     )
 
 
-def _part_out(part: Part, images: _Images) -> dict[str, Any]:
+def part_to_json(part: Part, images: ImageTable) -> dict[str, Any]:
+    """Plain JSON values; its image goes into the table."""
     if isinstance(part, Text):
         return {"type": "text", "text": part.text}
     image = images.index(part.image)
@@ -280,7 +298,8 @@ def _part_out(part: Part, images: _Images) -> dict[str, Any]:
     }
 
 
-def _part_in(value: dict[str, Any], images: Sequence[ImageRef]) -> Part:
+def part_from_json(value: dict[str, Any], images: Sequence[ImageRef]) -> Part:
+    """Raises as `images_from_rows` does."""
     kind = value["type"]
     if kind == "text":
         return Text(value["text"])
@@ -310,7 +329,7 @@ def _call_in(value: dict[str, Any]) -> ToolCall | BadCall:
     return ToolCall(value["id"], value["name"], value["arguments"])
 
 
-def _named_out(named: Sequence[BoxNamed], images: _Images) -> list[dict[str, Any]]:
+def _named_out(named: Sequence[BoxNamed], images: ImageTable) -> list[dict[str, Any]]:
     return [
         {"image": images.index(n.image), "box": list(n.box.as_tuple()), "phrase": n.phrase}
         for n in named
@@ -322,7 +341,7 @@ def _named_in(values: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> I
         yield BoxNamed(_at(images, value["image"]), Box(*value["box"]), value["phrase"])
 
 
-def _turn_out(turn: TurnRecord, images: _Images) -> dict[str, Any]:
+def _turn_out(turn: TurnRecord, images: ImageTable) -> dict[str, Any]:
     answer = turn.parsed.answer
     return {
         "thought": turn.parsed.thought,
@@ -332,7 +351,7 @@ def _turn_out(turn: TurnRecord, images: _Images) -> dict[str, Any]:
         "results": [
             {
                 "call": _call_out(r.call),
-                "parts": [_part_out(p, images) for p in r.parts],
+                "parts": [part_to_json(p, images) for p in r.parts],
                 "failed": r.failed,
                 "seconds": r.seconds,
                 "named": _named_out(r.named, images),
@@ -353,7 +372,7 @@ def _turn_in(value: dict[str, Any], images: Sequence[ImageRef]) -> TurnRecord:
         tuple(
             ToolResult(
                 call=_call_in(r["call"]),
-                parts=tuple(_part_in(p, images) for p in r["parts"]),
+                parts=tuple(part_from_json(p, images) for p in r["parts"]),
                 failed=r["failed"],
                 seconds=r["seconds"],
                 named=tuple(_named_in(r["named"], images)),

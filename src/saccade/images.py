@@ -30,6 +30,7 @@ __all__ = [
     "OPERATIONS",
     "ImageView",
     "Operation",
+    "again",
     "beside",
     "derived_pixels",
     "root_key",
@@ -55,12 +56,24 @@ class Operation(NamedTuple):
     make: Callable[[tuple[Image.Image, ...], Mapping[str, Any]], Image.Image]
 
 
+def _check_output(operation: str, width: int, height: int) -> None:
+    """Recipes are read from files and from services too."""
+    if not 0 < width * height <= MAX_OUTPUT_PIXELS:
+        raise ImageError(
+            f"A recipe says {operation} to {width} x {height} pixels, which is beyond the limit of "
+            f"{MAX_OUTPUT_PIXELS}; the record was changed, take the original one."
+        )
+
+
 def _crop(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
-    return parents[0].crop(tuple(arguments[name] for name in ("x0", "y0", "x1", "y1")))
+    x0, y0, x1, y1 = (arguments[name] for name in ("x0", "y0", "x1", "y1"))
+    _check_output("crop", x1 - x0, y1 - y0)
+    return parents[0].crop((x0, y0, x1, y1))
 
 
 def _resize(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
     method = Image.Resampling[arguments["method"].upper()]
+    _check_output("resize", arguments["width"], arguments["height"])
     return parents[0].resize((arguments["width"], arguments["height"]), method)
 
 
@@ -387,6 +400,22 @@ def beside(a: ImageView, b: ImageView) -> ImageView:
     return _derive("beside", {}, (a, b), width, height, (Affine(), to_b))
 
 
+def again(ref: ImageRef, parents: tuple[ImageView, ...]) -> ImageView:
+    """A derived image, made in the same way of other parents, one for each of its parts."""
+    assert ref.derivation is not None
+    parts = tuple(
+        ImagePart(parent.ref, part.area, part.to_parent)
+        for parent, part in zip(parents, ref.parts, strict=True)
+    )
+    key = _derived_key((p.ref.key for p in parents), ref.derivation)
+    return _made(ImageRef(key, ref.width, ref.height, parts, ref.derivation), parents)
+
+
+def _made(ref: ImageRef, parents: tuple[ImageView, ...]) -> ImageView:
+    make = _Once(lambda: derived_pixels(ref, tuple(p.pixels for p in parents)))
+    return ImageView(ref, parents, _source=make)
+
+
 def root_key(image: Image.Image) -> str:
     """The key of an RGB picture that derives from no other: see `root_view`."""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
@@ -423,9 +452,7 @@ def _derive(
         for parent, to_parent in zip(parents, to_parents, strict=True)
     )
     key = _derived_key((p.ref.key for p in parents), derivation)
-    ref = ImageRef(key, width, height, parts, derivation)
-    make = _Once(lambda: derived_pixels(ref, tuple(p.pixels for p in parents)))
-    return ImageView(ref, parents, _source=make)
+    return _made(ImageRef(key, width, height, parts, derivation), parents)
 
 
 def _area(parent: ImageView, to_parent: Affine, whole: Box, parents: int) -> Box:

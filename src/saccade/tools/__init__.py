@@ -47,6 +47,7 @@ __all__ = [
     "rotate",
     "terminate",
     "tool",
+    "tools_described",
     "tools_named",
     "zoom",
     "zoom_subplot",
@@ -61,12 +62,20 @@ def tools_named(
     `backends` are the chosen ones by kind. Raises RecipeError with the names there are, for what is
     no tool or has another name, and where a back end that is needed can't be made.
     """
-    ours = builtin_tools()
-    tools = [ours[name] if name in ours else _offered(name) for name in names]
+    tools = tools_described(names)
     chosen = backends or {}
     kinds = {kind for tool in tools for _, kind in tool.needs}
     ready = {kind: made(kind, chosen.get(kind, BackendChoice())) for kind in sorted(kinds)}
     return [tool.with_backends(ready) for tool in tools]
+
+
+def tools_described(names: Sequence[str]) -> list[Tool]:
+    """Tools by name, without what does their looking: for whoever lets them run elsewhere.
+
+    Raises RecipeError as `tools_named` does for what is no tool.
+    """
+    ours = builtin_tools()
+    return [ours[name] if name in ours else _offered(name) for name in names]
 
 
 def _offered(name: str) -> Tool:

@@ -4,8 +4,7 @@ Invariant: one result for each call, in call order, and one more for all calls b
 new images get names that depend on that order alone and never on which call ended first. The
 model's mistakes (`ToolError`) come back as failed
 results; what is our fault leaves as `ToolUnavailable` or `ToolCrashed`.
-Left out on purpose: worker processes that can be killed. In process a late call is abandoned, not
-stopped, and a tool that holds the interpreter's lock holds up the others.
+Left out on purpose: how a checked call is run, which is its `Runner`'s to say (`tools.running`).
 """
 
 from __future__ import annotations
@@ -22,22 +21,19 @@ from weakref import WeakKeyDictionary
 
 from jsonschema import Draft202012Validator
 
-from saccade.daemon_threads import in_thread
-from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
-from saccade.geometry import Box, Frame, Mask, Point
+from saccade.errors import ToolError
+from saccade.geometry import Box, Frame, Point
 from saccade.image_store import ImageStore
 from saccade.images import ImageView
+from saccade.tools.running import InThreads, Runner
 from saccade.tools.spec import PLACES, Parameter, Tool
 from saccade.tools.terminate import terminate
 from saccade.types import (
     BadCall,
-    BoxFound,
     BoxNamed,
     ImageRef,
     ImageShown,
-    MaskFound,
     Part,
-    PointFound,
     Text,
     ToolCall,
     ToolResult,
@@ -82,10 +78,8 @@ class _Outcome(NamedTuple):
 class ToolBox:
     """The tools of a run, callable by what a model wrote. One box serves all episodes at once.
 
-    Every call runs in a fresh daemon thread and not in a pool: an abandoned call would hold a
-    thread of a pool for as long as it likes and starve later calls, or keep the program from
-    ending. At most `workers` calls run at a time in an event loop; others wait, and their deadline
-    counts from their own start.
+    At most `workers` calls run at a time in an event loop; others wait, and their deadline counts
+    from their own start.
     """
 
     def __init__(
@@ -96,10 +90,12 @@ class ToolBox:
         deadline_s: float = 10.0,
         workers: int = 64,
         max_calls: int = 8,
+        runner: Runner | None = None,
     ) -> None:
         """Raises ValueError where two tools share a name or alias, or a limit is not positive.
 
-        The answer action is added to `specs` where `tools` does not hold one.
+        The answer action is added to `specs` where `tools` does not hold one. Without a `runner`,
+        calls run in threads of this process.
         """
         for name, limit in (
             ("deadline_s", deadline_s),
@@ -109,11 +105,12 @@ class ToolBox:
             if not limit > 0:
                 raise ValueError(f"{name} must be positive, got {limit}.")
         self.store = store
+        self.runner: Runner = InThreads() if runner is None else runner
         self.tools = tuple(tools)
         if not any(t.is_answer for t in self.tools):
             self.tools += (terminate,)
         for tool in self.tools:
-            if tool.needs:
+            if tool.needs and runner is None:
                 kinds = ", ".join(kind for _, kind in tool.needs)
                 raise ValueError(f"Tool {tool.name} has no {kinds} yet: take it by `tools_named`.")
         self.deadline_s = deadline_s
@@ -216,60 +213,18 @@ class ToolBox:
         return self._slots.setdefault(loop, asyncio.Semaphore(self.workers))
 
     async def _run(self, tool: Tool, bound: _Bound) -> tuple[ImageRef | Part, ...]:
-        """Runs the function in a thread, under the deadline."""
-
-        def work() -> tuple[ImageRef | Part, ...]:
-            arguments = {name: self._seen(value) for name, value in bound.arguments.items()}
-            try:
-                return self._parts(tool, tool(**arguments), bound.images)
-            except (ToolError, ToolUnavailable, ToolCrashed):
-                raise
-            # the boundary of a call: what is no typed error is a crash, and none may end the run
-            except (Exception, SystemExit) as error:
-                raise ToolCrashed(
-                    f"Tool {tool.name} crashed: {type(error).__name__}: {error}"
-                ) from error
-
-        try:
-            return await asyncio.wait_for(in_thread(work), self.deadline_s)
-        except TimeoutError:
-            raise ToolUnavailable(
-                f"Tool {tool.name} missed its deadline of {self.deadline_s:g} s; "
-                "raise deadline_s or use a faster back end."
-            ) from None
+        """What a checked call gives; images that it made are in the store."""
+        arguments = {name: self._seen(value) for name, value in bound.arguments.items()}
+        parts = await self.runner.run(tool, arguments, deadline_s=self.deadline_s)
+        return tuple(self.store.add(p) if isinstance(p, ImageView) else p for p in parts)
 
     def _seen(self, value: Any) -> Any:
-        """Images as pixels, everything else as it is."""
+        """Images as views, everything else as it is."""
         if isinstance(value, ImageRef):
             return self.store.view(value)
         if isinstance(value, list):
             return [self._seen(v) for v in value]
         return value
-
-    def _parts(
-        self, tool: Tool, returned: Any, images: Mapping[str, ImageRef]
-    ) -> tuple[ImageRef | Part, ...]:
-        """What a function returned, as parts; TypeError for what a tool may not return."""
-        values = returned if isinstance(returned, (list, tuple)) else (returned,)
-        on = images.get(tool.image_parameter or "")
-        parts: list[ImageRef | Part] = []
-        for value in values:
-            if isinstance(value, ImageView):
-                _ = value.pixels  # views are lazy: the work belongs to this thread and its deadline
-                parts.append(self.store.add(value))
-            elif isinstance(value, str):
-                parts.append(Text(value))
-            elif isinstance(value, Box) and on is not None:
-                parts.append(BoxFound(on, value))
-            elif isinstance(value, Mask) and on is not None:
-                parts.append(MaskFound(on, value))
-            elif isinstance(value, Point) and on is not None:
-                parts.append(PointFound(on, value))
-            elif isinstance(value, (BoxFound, MaskFound, PointFound)):
-                parts.append(value)
-            else:
-                raise TypeError(f"it returned {type(value).__name__}, which no tool may return")
-        return tuple(parts) or (Text(f"{tool.name} found nothing."),)
 
     # --- what the model wrote ---------------------------------------------------------------------
 

@@ -1,0 +1,111 @@
+"""How a checked call is run: the seam between a tool box and what runs tools, and its first way,
+threads of this process.
+
+Invariant: a runner gives what the tool returned, as parts, or raises: `ToolError` for the model's
+mistake, `ToolUnavailable` or `ToolCrashed` for what is our fault. Ways to run a tool differ in what
+they survive and in what they cost, never in what they return.
+
+Left out on purpose: names of new images and what the model is told, which are the tool box's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from saccade.daemon_threads import in_thread
+from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
+from saccade.geometry import Box, Mask, Point
+from saccade.images import ImageView
+from saccade.tools.spec import Tool
+from saccade.types import BoxFound, ImageRef, MaskFound, Part, PointFound, Text
+
+__all__ = ["InThreads", "Returned", "Runner", "call_tool", "missed_deadline"]
+
+Returned = ImageView | Part
+"""One thing that a call gave: a new image, or a part that a result holds as it is."""
+
+
+class Runner(Protocol):
+    """Runs one call of which the arguments were checked."""
+
+    async def run(
+        self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> list[Returned]:
+        """What the call gave, at least one part. Images among `arguments` are views, places are in
+        their pixels.
+        """
+        ...
+
+
+class InThreads:
+    """Every call in a daemon thread of this process.
+
+    A late call is abandoned, not stopped, and a tool that holds the interpreter's lock holds up the
+    others. Not a pool: an abandoned call would hold a thread of it for as long as it likes.
+    """
+
+    def capacity(self, name: str) -> int:
+        """Calls of a tool that it takes at the same time."""
+        return 64
+
+    async def run(
+        self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> list[Returned]:
+        """See `Runner`."""
+        try:
+            return await asyncio.wait_for(in_thread(lambda: call_tool(tool, arguments)), deadline_s)
+        except TimeoutError:
+            raise missed_deadline(tool.name, deadline_s) from None
+
+
+def missed_deadline(name: str, deadline_s: float) -> ToolUnavailable:
+    return ToolUnavailable(
+        f"Tool {name} missed its deadline of {deadline_s:g} s; "
+        "raise deadline_s or use a faster back end."
+    )
+
+
+def call_tool(tool: Tool, arguments: Mapping[str, Any]) -> list[Returned]:
+    """One call, here and now, the pixels of new images made. Raises ToolError, ToolUnavailable or
+    ToolCrashed.
+    """
+    try:
+        returned = _parts(tool, tool(**arguments), arguments)
+        for part in returned:
+            if isinstance(part, ImageView):
+                _ = part.pixels  # views are lazy: the work belongs to this call and its deadline
+        return returned
+    except (ToolError, ToolUnavailable, ToolCrashed):
+        raise
+    # the boundary of a call: what is no typed error is a crash, and none may end the run
+    except (Exception, SystemExit) as error:
+        raise ToolCrashed(f"Tool {tool.name} crashed: {type(error).__name__}: {error}") from error
+
+
+def _parts(tool: Tool, returned: Any, arguments: Mapping[str, Any]) -> list[Returned]:
+    """What a function returned, as parts; TypeError for what a tool may not return."""
+    values = returned if isinstance(returned, (list, tuple)) else (returned,)
+    parts = [_part(value, _placed_on(tool, arguments)) for value in values]
+    return parts or [Text(f"{tool.name} found nothing.")]
+
+
+def _placed_on(tool: Tool, arguments: Mapping[str, Any]) -> ImageRef | None:
+    """The image on which places that the tool returns lie."""
+    view = arguments.get(tool.image_parameter or "")
+    return view.ref if isinstance(view, ImageView) else None
+
+
+def _part(value: Any, on: ImageRef | None) -> Returned:
+    if isinstance(value, (ImageView, BoxFound, MaskFound, PointFound)):
+        return value
+    if isinstance(value, str):
+        return Text(value)
+    if isinstance(value, Box) and on is not None:
+        return BoxFound(on, value)
+    if isinstance(value, Mask) and on is not None:
+        return MaskFound(on, value)
+    if isinstance(value, Point) and on is not None:
+        return PointFound(on, value)
+    raise TypeError(f"it returned {type(value).__name__}, which no tool may return")

@@ -1,0 +1,158 @@
+"""The Tool Controller: every call of a run passes here, whatever runs the tools.
+
+Invariant: a call is answered once, with what its own arguments give; callers that ask for the same
+thing at the same time share one answer. Nobody waits in a queue without a bound: where `waiting`
+calls of a tool wait already, the next one is told so at once.
+
+Left out on purpose: running anything (a `Runner` does), and what the model is told (the tool box).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
+from saccade.tools.running import Returned, Runner
+from saccade.tools.spec import Tool
+from saccade.toolserver.wire import sent
+
+__all__ = ["Controller", "ToolCounts", "Way"]
+
+WAITING = 1024
+"""Calls of one tool that may wait for a free worker."""
+KEPT_LATENCIES = 4096
+"""Of each tool, the newest ones, for its table."""
+
+
+class Way(Runner, Protocol):
+    """A runner that says how much it takes at once."""
+
+    def capacity(self, name: str) -> int: ...
+
+
+@dataclass(slots=True)
+class ToolCounts:
+    """What became of the calls of one tool."""
+
+    calls: int = 0
+    """That were answered or failed; those that shared an answer too."""
+    shared: int = 0
+    """Answered by a call that was under way for somebody else."""
+    mistakes: int = 0
+    """Of the model."""
+    unavailable: int = 0
+    crashed: int = 0
+    refused: int = 0
+    """Because too many were waiting."""
+    waiting: int = 0
+    """Now."""
+    running: int = 0
+    """Now."""
+    queue_s: list[float] = field(default_factory=list)
+    run_s: list[float] = field(default_factory=list)
+    """Newest KEPT_LATENCIES of each."""
+
+    def took(self, queue_s: float, run_s: float) -> None:
+        for kept, seconds in ((self.queue_s, queue_s), (self.run_s, run_s)):
+            kept.append(seconds)
+            if len(kept) > KEPT_LATENCIES:
+                del kept[: KEPT_LATENCIES // 2]
+
+
+class Controller:
+    """Dispatches calls to a way of running tools, and counts what becomes of them."""
+
+    def __init__(self, way: Way, *, waiting: int = WAITING) -> None:
+        self.way = way
+        self.counts: dict[str, ToolCounts] = {}
+        self._waiting = waiting
+        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _UnderWay] = WeakKeyDictionary()
+
+    async def run(
+        self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> list[Returned]:
+        """See `tools.running.Runner`. Raises ToolUnavailable too where too many calls wait."""
+        counts = self.counts.setdefault(tool.name, ToolCounts())
+        under_way = self._loops.setdefault(asyncio.get_running_loop(), _UnderWay())
+        key = _key(tool, arguments, deadline_s)
+        call = under_way.calls.get(key)
+        if call is None:
+            if counts.waiting >= self._waiting:
+                counts.refused += 1
+                raise ToolUnavailable(
+                    f"{counts.waiting} calls of {tool.name} are waiting already: give it more "
+                    "processes, or let fewer episodes run at a time."
+                )
+            call = asyncio.ensure_future(
+                self._run(tool, arguments, counts, under_way, deadline_s=deadline_s)
+            )
+            under_way.calls[key] = call
+            call.add_done_callback(lambda ended: under_way.end(key, ended))
+        else:
+            counts.shared += 1
+        counts.calls += 1
+        try:
+            # shielded: a caller that leaves must not take the answer from those that share it
+            return await asyncio.shield(call)
+        except ToolError:
+            counts.mistakes += 1
+            raise
+        except ToolUnavailable:
+            counts.unavailable += 1
+            raise
+        except ToolCrashed:
+            counts.crashed += 1
+            raise
+
+    async def _run(
+        self,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        counts: ToolCounts,
+        under_way: _UnderWay,
+        *,
+        deadline_s: float,
+    ) -> list[Returned]:
+        slots = under_way.slots.get(tool.name)
+        if slots is None:
+            slots = under_way.slots[tool.name] = asyncio.Semaphore(self.way.capacity(tool.name))
+        came = time.perf_counter()
+        counts.waiting += 1
+        try:
+            await slots.acquire()
+        finally:
+            counts.waiting -= 1
+        began = time.perf_counter()
+        counts.running += 1
+        try:
+            return await self.way.run(tool, arguments, deadline_s=deadline_s)
+        finally:
+            slots.release()
+            counts.running -= 1
+            counts.took(began - came, time.perf_counter() - began)
+
+
+class _UnderWay:
+    """What belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, asyncio.Future[list[Returned]]] = {}
+        self.slots: dict[str, asyncio.Semaphore] = {}
+
+    def end(self, key: str, ended: asyncio.Future[list[Returned]]) -> None:
+        del self.calls[key]
+        if not ended.cancelled():
+            ended.exception()  # seen, even where every caller has left
+
+
+def _key(tool: Tool, arguments: Mapping[str, Any], deadline_s: float) -> str:
+    """The same for calls that give the same."""
+    return json.dumps(
+        [tool.name, tool.spec.version, sent(arguments).arguments, deadline_s], sort_keys=True
+    )

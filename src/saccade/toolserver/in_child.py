@@ -1,0 +1,114 @@
+"""What a worker process does: makes its tools once, then one call after the other.
+
+Invariant: back ends are made before the first call is taken; where they can't be made, every call
+is told why. A call that runs out of memory ends the process: what is left of it can't be trusted.
+
+Left out on purpose: choosing calls and counting them, which is `workers`'.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from saccade.config import BackendChoice
+from saccade.errors import SaccadeError, ToolCrashed, ToolError, ToolUnavailable
+from saccade.images import ImageView
+from saccade.tools import tools_named
+from saccade.tools.running import call_tool
+from saccade.tools.spec import Tool
+from saccade.toolserver.shared_pictures import Block, picture_in
+from saccade.toolserver.wire import arguments_from_json, given_view, parts_to_json
+
+__all__ = ["OUT_OF_MEMORY", "Answer", "call", "start"]
+
+OUT_OF_MEMORY = 77
+"""Exit status of a worker that ran out of its memory."""
+KEPT_BYTES = 128 * 2**20
+"""Of unpacked pictures in a worker; the one used last is kept even if it is larger."""
+
+_tools: dict[str, Tool] = {}
+_no_start: list[str] = []
+"""Why there are none."""
+_pictures: OrderedDict[str, ImageView] = OrderedDict()
+
+
+class Answer(NamedTuple):
+    """What came of a call."""
+
+    pid: int
+    parts: dict[str, Any] | None
+    """As `wire.parts_to_json` writes them; None where it failed."""
+    pictures: dict[str, tuple[bytes, int, int]]
+    """New ones: RGB bytes, width, height."""
+    error: str = ""
+    kind: str = ""
+    """Name of the error's class, where it failed."""
+
+
+def start(
+    names: Sequence[str],
+    choices: Mapping[str, dict[str, Any]],
+    memory_mb: int | None,
+    niceness: int,
+) -> None:
+    """Run once in every new worker."""
+    if memory_mb is not None:
+        _limit_memory(memory_mb)
+    if niceness:
+        os.nice(niceness)
+    backends = {kind: BackendChoice.model_validate(choice) for kind, choice in choices.items()}
+    try:
+        _tools.update({tool.name: tool for tool in tools_named(names, backends)})
+    except SaccadeError as error:
+        _no_start.append(str(error))
+
+
+def _limit_memory(memory_mb: int) -> None:
+    import resource
+
+    limit = memory_mb * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def call(name: str, arguments: dict[str, Any], blocks: Mapping[str, Block]) -> Answer:
+    """One call; images among the arguments are named by their keys in `blocks`."""
+    pid = os.getpid()
+    if _no_start:
+        return Answer(pid, None, {}, _no_start[0], ToolUnavailable.__name__)
+    try:
+        given = {key: _picture(key, block) for key, block in blocks.items()}
+        returned = call_tool(_tools[name], arguments_from_json(arguments, given))
+        parts, new = parts_to_json(returned, given)
+    except (ToolError, ToolUnavailable, ToolCrashed) as error:
+        if isinstance(error.__cause__, MemoryError):
+            _end()
+        return Answer(pid, None, {}, str(error), type(error).__name__)
+    except MemoryError:
+        _end()
+    return Answer(pid, parts, {key: _packed(picture) for key, picture in new.items()})
+
+
+def _end() -> None:
+    sys.stderr.flush()
+    os._exit(OUT_OF_MEMORY)
+
+
+def _packed(picture: Image.Image) -> tuple[bytes, int, int]:
+    return picture.tobytes(), picture.width, picture.height
+
+
+def _picture(key: str, block: Block) -> ImageView:
+    if key not in _pictures:
+        _pictures[key] = given_view(key, picture_in(block))
+        while len(_pictures) > 1 and sum(3 * v.width * v.height for v in _pictures.values()) > (
+            KEPT_BYTES
+        ):
+            _pictures.popitem(last=False)
+    _pictures.move_to_end(key)
+    return _pictures[key]

@@ -1,0 +1,243 @@
+"""Tools in worker processes of this machine: a hung call is killed at its deadline, a dead worker
+is replaced, and what it was doing is done again.
+
+Invariant: a call ends with what the tool gave or with an error of ours, once, whatever happens to
+processes; a call is tried again only where its worker died under it (tools are functions of what
+they are given), and no longer than its deadline lasts.
+
+Left out on purpose: the processes themselves. Pebble keeps a pool of them: it replaces the dead and
+kills the late.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from saccade import errors
+from saccade.config import BackendChoice
+from saccade.errors import RecipeError, ToolCrashed, ToolUnavailable
+from saccade.images import ImageView
+from saccade.tools.running import Returned, missed_deadline
+from saccade.tools.spec import Tool
+from saccade.toolserver import in_child
+from saccade.toolserver.in_child import OUT_OF_MEMORY, Answer
+from saccade.toolserver.shared_pictures import Block, SharedPictures
+from saccade.toolserver.wire import parts_from_json, sent
+
+__all__ = ["Workers", "WorkersHealth"]
+
+TRIES = 4
+"""Of a call whose workers die under it."""
+STALLED_S = 5.0
+"""After the deadline of a call, without a word from its pool: then the pool is made anew."""
+
+
+@dataclass(slots=True)
+class WorkersHealth:
+    """What is known of a group's workers without asking them."""
+
+    group: str
+    processes: int
+    running: int = 0
+    """Calls that were handed to it."""
+    answered: int = 0
+    died: int = 0
+    """Workers that ended under a call."""
+    killed: int = 0
+    """Workers that were killed at a deadline."""
+    last_answer: float | None = None
+    """Seconds since the epoch."""
+
+
+class Workers:
+    """Groups of tools, each in `processes` processes of its own. Use as an async context manager,
+    or `close` it.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[str]],
+        *,
+        backends: Mapping[str, BackendChoice] | None = None,
+        processes: Mapping[str, int] | None = None,
+        memory_mb: int | None = 4096,
+        niceness: int = 0,
+    ) -> None:
+        """`groups`: names of tools by the group whose processes they share; `memory_mb`: address
+        space of a process, None without a limit. Raises RecipeError where a tool is in two groups.
+        """
+        self._pictures = SharedPictures()
+        self._groups: dict[str, _Group] = {}
+        choices = {kind: choice.model_dump() for kind, choice in (backends or {}).items()}
+        for group, names in groups.items():
+            start = (tuple(names), choices, memory_mb, niceness)
+            made = _Group(WorkersHealth(group, (processes or {}).get(group, 1)), start, memory_mb)
+            for name in names:
+                if name in self._groups:
+                    raise RecipeError(f"Tool {name} is in two groups of workers: leave it in one.")
+                self._groups[name] = made
+
+    def capacity(self, name: str) -> int:
+        """Calls of a tool that it takes at the same time: one in each process, and one that waits
+        there, so that no process does.
+        """
+        return 2 * self._groups[name].health.processes
+
+    def health(self) -> list[WorkersHealth]:
+        """Of each group, at once."""
+        return [group.health for group in dict.fromkeys(self._groups.values())]
+
+    async def run(
+        self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> list[Returned]:
+        """See `tools.running.Runner`."""
+        group = self._groups.get(tool.name)
+        if group is None:
+            raise ToolUnavailable(f"No workers run {tool.name}: add it to a group of tools.")
+        call = sent(arguments)
+        held: list[ImageView] = []
+        try:
+            blocks = {}
+            for key, view in call.images.items():
+                blocks[key] = self._pictures.hold(view)
+                held.append(view)
+            answer = await group.answer(tool.name, call.arguments, blocks, deadline_s=deadline_s)
+        finally:
+            for view in held:
+                self._pictures.let_go(view)
+        if answer.parts is None:
+            raise getattr(errors, answer.kind)(answer.error)
+        new = {
+            key: Image.frombytes("RGB", (width, height), data)
+            for key, (data, width, height) in answer.pictures.items()
+        }
+        return parts_from_json(answer.parts, call.images, new)
+
+    def close(self) -> None:
+        """Stop all processes and take the shared pictures away."""
+        for group in dict.fromkeys(self._groups.values()):
+            group.close()
+        self._pictures.close()
+
+    async def __aenter__(self) -> Workers:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self.close)
+
+
+@dataclass(eq=False, slots=True)
+class _Group:
+    """Processes that share their tools."""
+
+    health: WorkersHealth
+    start: tuple[tuple[str, ...], dict[str, dict[str, Any]], int | None, int]
+    """What a new worker is told."""
+    memory_mb: int | None
+    pool: Any = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    async def answer(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        blocks: Mapping[str, Block],
+        *,
+        deadline_s: float,
+    ) -> Answer:
+        """What came of a call, tried again where its worker died. Raises ToolUnavailable at the
+        deadline, ToolCrashed where every worker dies of it.
+        """
+        from pebble import ProcessExpired
+
+        ends = time.monotonic() + deadline_s
+        starved = 0
+        self.health.running += 1
+        try:
+            for _ in range(TRIES):
+                left = ends - time.monotonic()
+                if left <= 0:
+                    raise missed_deadline(name, deadline_s)
+                pool = self._ready()
+                try:
+                    answer = await self._asked(pool, (name, arguments, blocks), left)
+                except ProcessExpired as died:
+                    self.health.died += 1
+                    starved += died.exitcode == OUT_OF_MEMORY
+                except TimeoutError:
+                    self.health.killed += 1
+                    raise missed_deadline(name, deadline_s) from None
+                except (BrokenProcessPool, _Stalled):
+                    self._discard(pool)
+                else:
+                    self.health.answered += 1
+                    self.health.last_answer = time.time()
+                    return answer
+        finally:
+            self.health.running -= 1
+        why = f"of {self.memory_mb} MB of memory, which is its limit" if starved else "under it"
+        raise ToolCrashed(
+            f"Tool {name} was tried {TRIES} times and its worker died {why} each time."
+        )
+
+    async def _asked(self, pool: Any, call: tuple[Any, ...], left_s: float) -> Answer:
+        try:
+            future = pool.schedule(in_child.call, args=call, timeout=left_s)
+        except RuntimeError as stopped:
+            raise _Stalled from stopped
+        waiting = asyncio.wrap_future(future)
+        done, _ = await asyncio.wait({waiting}, timeout=left_s + STALLED_S)
+        if not done:
+            waiting.cancel()
+            raise _Stalled
+        answer: Answer = waiting.result()
+        return answer
+
+    def _ready(self) -> Any:
+        """The pool, started where there is none."""
+        with self.lock:
+            if self.pool is None:
+                self.pool = _new_pool(self.health.processes, self.start)
+            return self.pool
+
+    def _discard(self, pool: Any) -> None:
+        """Stop a pool that does not answer any more, unless somebody did already."""
+        with self.lock:
+            if self.pool is pool:
+                self.pool = None
+                pool.stop()
+
+    def close(self) -> None:
+        with self.lock:
+            pool, self.pool = self.pool, None
+        if pool is not None:
+            pool.stop()
+            pool.join(timeout=10)
+
+
+class _Stalled(Exception):
+    """A pool did not say a word in time."""
+
+
+def _new_pool(processes: int, start: tuple[Any, ...]) -> Any:
+    from pebble import ProcessPool
+    from pebble.common.types import CONSTS
+
+    # Pebble looks at its workers this often, and gives the late ones this long to end by themselves
+    CONSTS.sleep_unit = 0.02
+    CONSTS.term_timeout = 0.2
+    CONSTS.channel_lock_timeout = STALLED_S
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["saccade.toolserver.in_child"])
+    return ProcessPool(
+        max_workers=processes, initializer=in_child.start, initargs=start, context=context
+    )

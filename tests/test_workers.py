@@ -1,0 +1,202 @@
+"""Tools in worker processes: the same results as in this process, whatever happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import troublesome_tools
+from saccade.errors import RecipeError, ToolCrashed, ToolError, ToolUnavailable
+from saccade.geometry import Box, Point
+from saccade.image_store import ImageStore
+from saccade.images import ImageView, root_view
+from saccade.tools import builtin_tools
+from saccade.tools.running import InThreads, Returned
+from saccade.toolserver.workers import TRIES, Workers
+from saccade.types import Text
+
+TOOLS = builtin_tools() | {t.name: t for t in troublesome_tools.ALL}
+GROUPS = {"views": ["crop", "zoom", "rotate", "compare", "measure", "draw_horizontal_line"]}
+TROUBLE = {"trouble": [t.name for t in troublesome_tools.ALL]}
+
+
+def noise(seed: int = 0, width: int = 60, height: int = 40) -> ImageView:
+    values = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return root_view(Image.fromarray(values))
+
+
+@pytest.fixture(scope="module")
+def views() -> Iterator[Workers]:
+    workers = Workers(GROUPS, processes={"views": 2})
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def trouble(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
+    monkeypatch.setattr("saccade.toolserver.in_child.start", troublesome_tools.start)
+    workers = Workers(TROUBLE, memory_mb=1500)
+    yield workers
+    workers.close()
+
+
+def run(way: Any, name: str, deadline_s: float = 20, **arguments: Any) -> list[Returned]:
+    found: list[Returned] = asyncio.run(way.run(TOOLS[name], arguments, deadline_s=deadline_s))
+    return found
+
+
+CALLS = [
+    ("crop", {"image": noise(), "box": Box(3, 4, 30, 20)}),
+    ("crop", {"image": noise().crop(Box(5, 5, 50, 35)), "box": Box(3, 4, 30, 20)}),
+    ("rotate", {"image": noise(), "degrees": 30.0}),
+    ("draw_horizontal_line", {"image": noise(), "y": 12.0}),
+    ("measure", {"image": noise(), "start": Point(1, 2), "end": Point(30, 20)}),
+    (
+        "compare",
+        {
+            "image": noise(1),
+            "box": Box(5, 5, 20, 30),
+            "other": noise(2),
+            "other_box": Box(0, 0, 9, 9),
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), CALLS, ids=[f"{n}-{i}" for i, (n, _) in enumerate(CALLS)]
+)
+def test_a_worker_gives_what_a_thread_gives(
+    views: Workers, name: str, arguments: dict[str, Any]
+) -> None:
+    here, there = run(InThreads(), name, **arguments), run(views, name, **arguments)
+    assert len(here) == len(there)
+    for a, b in zip(here, there, strict=True):
+        if isinstance(a, ImageView):
+            assert isinstance(b, ImageView)
+            assert a.ref == b.ref
+            assert a.pixels.tobytes() == b.pixels.tobytes()
+        else:
+            assert a == b
+
+
+def test_a_picture_that_a_tool_made_itself_travels_and_what_derives_from_it_keeps_its_lineage(
+    trouble: Workers,
+) -> None:
+    here, there = run(InThreads(), "painter", image=noise()), run(trouble, "painter", image=noise())
+    for a, b in zip(here[:3], there[:3], strict=True):
+        assert isinstance(a, ImageView)
+        assert isinstance(b, ImageView)
+        assert a.ref == b.ref
+        assert a.pixels.tobytes() == b.pixels.tobytes()
+    store = ImageStore()
+    assert isinstance(there[1], ImageView)
+    assert store.view(store.add(there[1])).pixels.size == (30, 50)
+
+
+def test_mistakes_and_crashes_come_back_as_what_they_are(trouble: Workers) -> None:
+    with pytest.raises(ToolError, match=r"^Not like that; like this\.$"):
+        run(trouble, "refuser")
+    with pytest.raises(ToolCrashed, match="Tool crasher crashed: ZeroDivisionError: a bug"):
+        run(trouble, "crasher")
+
+
+def test_a_call_whose_worker_is_killed_is_done_again(trouble: Workers) -> None:
+    pid = int(run(trouble, "who")[0].text)  # type: ignore[union-attr]
+
+    async def killed() -> list[Returned]:
+        calling = asyncio.create_task(
+            trouble.run(TOOLS["sleeper"], {"seconds": 0.5}, deadline_s=10)
+        )
+        await asyncio.sleep(0.2)
+        os.kill(pid, signal.SIGKILL)
+        return await calling
+
+    started = time.monotonic()
+    [said] = asyncio.run(killed())
+    assert isinstance(said, Text)
+    assert said.text.startswith("slept 0.5 s in ")
+    assert str(pid) not in said.text
+    assert time.monotonic() - started < 3
+    assert trouble.health()[0].died == 1
+
+
+def test_a_call_that_kills_every_worker_is_our_failure_and_the_next_call_is_served(
+    trouble: Workers,
+) -> None:
+    with pytest.raises(ToolCrashed, match=f"suicide was tried {TRIES} times and its worker died"):
+        run(trouble, "suicide", image=noise())
+    assert run(trouble, "who")
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("sleeper", {"seconds": 60.0}), ("frozen", {})])
+def test_a_hung_call_is_killed_at_its_deadline_and_the_next_one_is_served(
+    trouble: Workers, name: str, arguments: dict[str, Any]
+) -> None:
+    before = run(trouble, "who")
+    started = time.monotonic()
+    with pytest.raises(ToolUnavailable, match=f"Tool {name} missed its deadline of 0.5 s"):
+        run(trouble, name, deadline_s=0.5, **arguments)
+    assert run(trouble, "who") != before
+    assert time.monotonic() - started < 5
+    assert trouble.health()[0].killed == 1
+
+
+def test_a_tool_that_eats_all_memory_is_named_with_its_limit(trouble: Workers) -> None:
+    assert run(trouble, "glutton", megabytes=10)
+    with pytest.raises(ToolCrashed, match="died of 1500 MB of memory, which is its limit"):
+        run(trouble, "glutton", megabytes=4000)
+    assert run(trouble, "glutton", megabytes=10)
+
+
+def test_a_worker_that_can_not_make_its_tools_says_why() -> None:
+    workers = Workers({"none": ["no_such_tool"]})
+    crop = TOOLS["crop"]
+    workers._groups["crop"] = workers._groups["no_such_tool"]
+    with pytest.raises(ToolUnavailable, match="No tool named 'no_such_tool'"):
+        asyncio.run(workers.run(crop, {"image": noise(), "box": Box(0, 0, 9, 9)}, deadline_s=20))
+    workers.close()
+
+
+def test_a_tool_in_two_groups_is_refused() -> None:
+    with pytest.raises(RecipeError, match="Tool crop is in two groups"):
+        Workers({"a": ["crop"], "b": ["zoom", "crop"]})
+
+
+def test_pictures_are_taken_away_and_brought_again_as_room_is_needed() -> None:
+    workers = Workers(GROUPS)
+    workers._pictures._most_bytes = 3 * 60 * 40 * 2
+    crop = TOOLS["crop"]
+
+    async def many() -> None:
+        for number in [*range(6), *range(6)]:
+            view = noise(number)
+            [part] = await workers.run(crop, {"image": view, "box": Box(0, 0, 9, 9)}, deadline_s=20)
+            assert isinstance(part, ImageView)
+            assert part.pixels.tobytes() == view.crop(Box(0, 0, 9, 9)).pixels.tobytes()
+            assert len(workers._pictures._blocks) <= 2
+
+    asyncio.run(many())
+    workers.close()
+
+
+def test_nothing_is_left_in_shared_memory_and_no_process_after_the_end() -> None:
+    before = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
+    workers = Workers(TROUBLE | GROUPS)
+    view = noise(9)
+    asyncio.run(workers.run(TOOLS["crop"], {"image": view, "box": Box(0, 0, 9, 9)}, deadline_s=20))
+    workers.close()
+    after = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
+    assert not {p for p in after - before if p.name.startswith("psm_")}
+    names = [t.name for t in threading.enumerate()]
+    assert not [n for n in names if "pebble" in n.lower()], names
