@@ -261,3 +261,18 @@ def test_a_dumped_recipe_is_readable_text(tmp_path: Path) -> None:
 def test_a_stored_recipe_that_is_no_yaml_is_refused() -> None:
     with pytest.raises(RecipeError, match="recipe of a run can't be read"):
         recipe_from("seed: [1,\n  'x")
+
+
+def test_a_key_that_recipes_got_later_changes_no_hash_until_it_is_set() -> None:
+    plain = load_recipe(None)
+    chosen = load_recipe(None, overrides=["backends.reader=rapidocr"])
+    stages: tuple[Stage, ...] = ("sft", "rl", "eval")
+    for stage in stages:
+        assert recipe_hash(chosen, stage=stage) != recipe_hash(plain, stage=stage)
+        elsewhere = load_recipe(None, overrides=["service.way=workers"])
+        assert recipe_hash(elsewhere, stage=stage) == recipe_hash(plain, stage=stage)
+    older = dump_recipe(plain).replace("backends: {}\n", "")
+    assert older != dump_recipe(plain)
+    check_same_run(older, plain, stage="rl")
+    with pytest.raises(RecipeError, match="holds a run with backends"):
+        check_same_run(older, chosen, stage="rl")

@@ -682,7 +682,6 @@ def test_a_tool_called_by_hand_takes_pixels_and_writes_its_picture(tmp_path: Pat
         ("crop", "[" * 100_000, "no JSON"),
         ("crop", "[1]", "must be a JSON object"),
         ("crop", '{"box": [60, 10, 10, 40]}', "x0 < x1"),
-        ("fly", "{}", "No tool named 'fly'"),
     ],
 )
 def test_what_a_tool_called_by_hand_refuses_is_one_sentence(
@@ -691,6 +690,11 @@ def test_what_a_tool_called_by_hand_refuses_is_one_sentence(
     with pytest.raises(ToolError, match=word):
         call_tool(name, arguments, image=picture(tmp_path), out=tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()
+
+
+def test_a_tool_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"No tool named 'fly'\. Available: .*crop"):
+        call_tool("fly", "{}", image=picture(tmp_path), out=tmp_path / "out.png")
 
 
 @pytest.mark.parametrize("out", ["no folder/out.png", "out.nothing"])

@@ -6,6 +6,7 @@ mean the same by the same recipe.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,8 +33,9 @@ from saccade.rewards import Rubric
 from saccade.rollout import Limits, Setup
 from saccade.run_folder import RunFolder
 from saccade.tasks import Task, task_named
-from saccade.tools import tools_named
 from saccade.tools.toolbox import ToolBox
+from saccade.toolserver.controller import Controller
+from saccade.toolserver.serving import controller_of, tools_of
 from saccade.types import ImageRef
 
 __all__ = [
@@ -211,6 +213,20 @@ def task_of(recipe: Recipe) -> Task:
     return task_named(recipe.task.name, options)
 
 
+def _controller(recipe: Recipe) -> Controller:
+    """What runs the tools, one for all setups of a process: it may have processes of its own, which
+    end with this one.
+    """
+    which = recipe.model_dump_json(include={"tools", "backends", "service"})
+    if which not in _controllers:
+        _controllers[which] = controller_of(recipe)
+        atexit.register(_controllers[which].close)
+    return _controllers[which]
+
+
+_controllers: dict[str, Controller] = {}
+
+
 def setup_for(
     recipe: Recipe, policy: Policy | None, *, store: ImageStore, rubric: Rubric | None = None
 ) -> Setup:
@@ -229,9 +245,10 @@ def setup_for(
     toolbox = None
     if recipe.tools and recipe.dialect != "plain":
         toolbox = ToolBox(
-            tools_named(recipe.tools, recipe.backends),
+            tools_of(recipe),
             store=store,
             deadline_s=recipe.rollout.tool_deadline_s,
+            runner=_controller(recipe),
         )
     return Setup(
         engine=engine,

@@ -45,6 +45,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+serve_app = typer.Typer(help="Offer the tools to other programs.", no_args_is_help=True)
+app.add_typer(serve_app, name="serve")
 tools_app = typer.Typer(help="List and call the vision tools.", no_args_is_help=True)
 app.add_typer(tools_app, name="tools")
 bench_app = typer.Typer(help="Measure speed, as ratios within one run.", no_args_is_help=True)
@@ -318,6 +320,78 @@ def tools_call(
 
     for part in call(name, arguments, image=image, out=out):
         typer.echo(part)
+
+
+@tools_app.command("status")
+def tools_status(
+    url: Annotated[str, typer.Argument(help="Address of a service.")] = "http://127.0.0.1:8300",
+    as_json: AsJson = False,
+) -> None:
+    """What became of the calls of a running service, and how its workers are."""
+    from rich.console import Console
+
+    from saccade.toolserver.status import status, tables
+
+    found = status(url)
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for table in tables(found):
+        Console().print(table)
+
+
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Port = Annotated[int, typer.Option(min=1, max=65535)]
+ServedRecipe = Annotated[
+    str | None, typer.Option(help="Recipe with tools, back ends and how they run.")
+]
+ServedTools = Annotated[str | None, typer.Option(help="Tools, with commas; default: all.")]
+
+
+def _served(recipe: str | None, tools: str | None, overrides: list[str] | None) -> Recipe:
+    """A recipe with the tools that are to be served: those named, its own, or all there are."""
+    from saccade.recipe_files import changed, load_recipe
+    from saccade.tools import builtin_tools
+
+    made = load_recipe(None, overrides or ()) if recipe is None else _recipe(recipe, overrides)
+    if tools is None and recipe is not None:
+        return made
+    every = [t.name for t in builtin_tools().values() if not t.is_answer]
+    return changed(made, {"tools": [*(tools.split(",") if tools else every)]})
+
+
+@serve_app.command("tools")
+def serve_tools(
+    recipe: ServedRecipe = None,
+    overrides: Overrides = None,
+    tools: ServedTools = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8300,
+) -> None:
+    """Serve tools over HTTP, for `service.way: remote` and for other programs."""
+    from saccade.toolserver import serving
+
+    serving.serve_tools(_served(recipe, tools, overrides), host=host, port=port, say=_say)
+
+
+@serve_app.command("mcp")
+def serve_mcp(
+    recipe: ServedRecipe = None,
+    overrides: Overrides = None,
+    tools: ServedTools = None,
+    stdio: Annotated[bool, typer.Option(help="Speak on the standard streams.")] = False,
+    host: Host = "127.0.0.1",
+    port: Port = 8301,
+) -> None:
+    """Serve tools to clients of the Model Context Protocol."""
+    from saccade.toolserver import serving
+
+    made = _served(recipe, tools, overrides)
+    serving.serve_mcp(made, stdio=stdio, host=host, port=port, say=_say)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 @bench_app.command("engine")

@@ -235,6 +235,9 @@ class ApiConfig(Section):
     """After errors that may pass."""
 
 
+BackendKind = Literal["reader", "detector", "pointer", "segmenter"]
+
+
 class BackendChoice(Section):
     """What does the looking inside tools."""
 
@@ -251,6 +254,26 @@ class BackendChoice(Section):
     @classmethod
     def _name_alone(cls, value: object) -> object:
         return {"name": value} if isinstance(value, str) else value
+
+
+class ServiceConfig(Section):
+    """Who runs the tools; what they return is the same."""
+
+    way: Literal["inprocess", "workers", "remote"] = "inprocess"
+    """Threads of the run itself, worker processes of this machine, or `saccade serve tools`
+    elsewhere."""
+    groups: dict[str, tuple[str, ...]] = {}
+    """Tools that share the processes of a group, by its name; tools in none share one more. For
+    `workers`."""
+    processes: dict[str, Positive] = {}
+    """Of each group; 1 for groups that are left out."""
+    memory_mb: Positive | None = 4096
+    """Address space of a worker process; null: no limit."""
+    niceness: Annotated[int, Field(ge=0, le=19)] = 0
+    """Of worker processes; 0 to 19, higher gives way to others."""
+    urls: tuple[str, ...] = ()
+    """Addresses of services that have all the tools, for `remote`; those that fail are left out for
+    a while."""
 
 
 class EvalConfig(Section):
@@ -402,8 +425,9 @@ class Recipe(Section):
     tools: tuple[str, ...] = ("zoom", "crop")
     """Tools that the model may call, by name; the answer action comes with them. []: no tools at
     all, and the model is told of none."""
-    backends: dict[Literal["reader", "detector", "pointer", "segmenter"], BackendChoice] = {}
+    backends: dict[BackendKind, BackendChoice] = {}
     """What does the looking inside tools, by kind; kinds that are left out take the default."""
+    service: ServiceConfig = ServiceConfig()
     min_image_tokens: Positive = 4
     """Smaller pictures are enlarged to this many tokens."""
     max_image_tokens: Positive = 64

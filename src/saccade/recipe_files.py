@@ -96,24 +96,30 @@ _MAY_CHANGE: dict[Stage, frozenset[str]] = {
 """Keys of a stage's own section with which a run in the same folder may go on."""
 
 
-_NO_ROLLOUTS = {"model", "dialect", "tool_style", "tools", "task", "rollout", "api"}
+_NO_ROLLOUTS = {"model", "dialect", "tool_style", "tools", "backends", "task", "rollout", "api"}
 """What says nothing about pretraining, which asks nobody."""
+
+
+_ADDED: dict[str, Any] = {"backends": {}}
+"""Keys that recipes did not always have, with what they say where nobody sets them: then they leave
+hashes and runs of earlier recipes valid."""
 
 
 def recipe_hash(recipe: Recipe, *, stage: Stage) -> str:
     """sha256 of what a stage depends on, as canonical JSON: its own section and all common keys,
-    but neither the place of the run nor the number of threads; nor the model that is trained, whose
-    own hash stands beside this one.
+    but neither the place of the run, the number of threads nor who runs the tools; nor the model
+    that is trained, whose own hash stands beside this one.
     """
     told_elsewhere = set() if stage == "eval" else {"model"}
     data = recipe.model_dump(mode="json", exclude=_not_of(stage) | told_elsewhere)
+    data = {k: v for k, v in data.items() if k not in _ADDED or v != _ADDED[k]}
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
 
 def _not_of(stage: Stage) -> set[str]:
     """Keys of a recipe that say nothing about a stage."""
-    others = {"run", "threads", "ladder", *_MAY_CHANGE} - {stage}
+    others = {"run", "threads", "ladder", "service", *_MAY_CHANGE} - {stage}
     return others | _NO_ROLLOUTS if stage == "pretrain" else others
 
 
@@ -124,7 +130,7 @@ def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
     """
     if stored is None:
         return
-    before, now = _stored(stored, recipe), recipe.model_dump(mode="json")
+    before, now = _ADDED | _stored(stored, recipe), recipe.model_dump(mode="json")
     ordered = {"threads"} if recipe.deterministic else set()
     for key in sorted(now.keys() - _not_of(stage) | ordered):
         old, new = before.get(key), now[key]

@@ -26,7 +26,7 @@ from saccade.backends.kinds import (
     Segmenter,
 )
 from saccade.backends.rapidocr_reader import RapidReader
-from saccade.config import BackendChoice
+from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError
 
 __all__ = [
@@ -45,14 +45,14 @@ __all__ = [
     "missing_packages",
 ]
 
-KINDS: dict[str, type[Backend]] = {
+KINDS: dict[BackendKind, type[Backend]] = {
     "reader": Reader,
     "detector": Detector,
     "pointer": Pointer,
     "segmenter": Segmenter,
 }
 """By the names that recipes use."""
-DEFAULTS = {"reader": "rapidocr"}
+DEFAULTS: dict[BackendKind, str] = {"reader": "rapidocr"}
 """Of each kind the one that a recipe gets that names none."""
 
 
@@ -61,7 +61,7 @@ def builtin_backends() -> dict[str, type[Backend]]:
     return {b.name: b for b in (RapidReader,)}
 
 
-def made(kind: str, choice: BackendChoice) -> Backend:
+def made(kind: BackendKind, choice: BackendChoice) -> Backend:
     """The chosen back end of that kind.
 
     Raises RecipeError where there is none of that name or kind, or a package is missing.

@@ -91,7 +91,7 @@ def _check_same_ladder(folder: RunFolder, recipe: Recipe) -> None:
         return
 
     def essential(text: str) -> dict[str, Any]:
-        found = recipe_from(text).model_dump(mode="json", exclude={"run", "threads"})
+        found = recipe_from(text).model_dump(mode="json", exclude={"run", "threads", "service"})
         found["ladder"].pop("jobs")
         return found
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from saccade import plugins
 from saccade.backends import made
-from saccade.config import BackendChoice
+from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError
 from saccade.tools.compare import compare
 from saccade.tools.crop import crop
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def tools_named(
-    names: Sequence[str], backends: Mapping[str, BackendChoice] | None = None
+    names: Sequence[str], backends: Mapping[BackendKind, BackendChoice] | None = None
 ) -> list[Tool]:
     """Tools by name, ready to be called: ours, or those that installed packages offer.
 

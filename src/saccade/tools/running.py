@@ -11,8 +11,8 @@ Left out on purpose: names of new images and what the model is told, which are t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn, Protocol
 
 from saccade.daemon_threads import in_thread
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
@@ -49,6 +49,13 @@ class InThreads:
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time."""
         return 64
+
+    def health(self) -> Sequence[NoReturn]:
+        """There are no workers."""
+        return ()
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     async def run(
         self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin
 
 from saccade.backends import KINDS
 from saccade.backends.kinds import Backend
+from saccade.config import BackendKind
 from saccade.geometry import Box, Mask, Point
 from saccade.images import ImageView
 from saccade.types import BoxFound, MaskFound, PointFound, ToolSpec
@@ -157,10 +158,10 @@ class Tool:
     """Other names under which a model may call it."""
     is_answer: bool = False
     """Whether it ends the episode: dialects read such a call as the answer and no box runs it."""
-    needs: tuple[tuple[str, str], ...] = ()
+    needs: tuple[tuple[str, BackendKind], ...] = ()
     """Names of parameters that take a back end, and its kind; `with_backends` fills them."""
 
-    def with_backends(self, backends: Mapping[str, Backend]) -> Tool:
+    def with_backends(self, backends: Mapping[BackendKind, Backend]) -> Tool:
         """The tool with the back ends that it needs, by kind, bound to it."""
         bound = {parameter: backends[kind] for parameter, kind in self.needs}
         return replace(self, function=functools.partial(self.function, **bound), needs=())
@@ -228,7 +229,7 @@ def tool(
 
 def _parameters(
     function: Callable[..., Any],
-) -> tuple[tuple[Parameter, ...], tuple[tuple[str, str], ...]]:
+) -> tuple[tuple[Parameter, ...], tuple[tuple[str, BackendKind], ...]]:
     """What the model writes, and which parameters take a back end of which kind."""
     hints = typing.get_type_hints(function, include_extras=True)
     found = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -22,7 +22,7 @@ from saccade.tools.running import Returned, Runner
 from saccade.tools.spec import Tool
 from saccade.toolserver.wire import sent
 
-__all__ = ["Controller", "ToolCounts", "Way"]
+__all__ = ["Controller", "Health", "ToolCounts", "Way"]
 
 WAITING = 1024
 """Calls of one tool that may wait for a free worker."""
@@ -30,10 +30,32 @@ KEPT_LATENCIES = 4096
 """Of each tool, the newest ones, for its table."""
 
 
-class Way(Runner, Protocol):
-    """A runner that says how much it takes at once."""
+class Health(Protocol):
+    """What is known of those that run a group of tools, without asking them."""
 
-    def capacity(self, name: str) -> int: ...
+    group: str
+    processes: int
+    running: int
+    answered: int
+    died: int
+    killed: int
+    last_answer: float | None
+
+
+class Way(Runner, Protocol):
+    """A runner that says how much it takes at once, and how its workers are."""
+
+    def capacity(self, name: str) -> int:
+        """Calls of a tool that it takes at the same time."""
+        ...
+
+    def health(self) -> Sequence[Health]:
+        """Of each group of workers; none where tools run in this process."""
+        ...
+
+    def close(self) -> None:
+        """End what it started."""
+        ...
 
 
 @dataclass(slots=True)
@@ -50,15 +72,27 @@ class ToolCounts:
     crashed: int = 0
     refused: int = 0
     """Because too many were waiting."""
-    waiting: int = 0
-    """Now."""
+    held: int = 0
+    """Now, waiting or running."""
     running: int = 0
     """Now."""
+    ended: int = 0
+    """Of those that were run, whatever came of them."""
+    queue_sum_s: float = 0.0
+    run_sum_s: float = 0.0
     queue_s: list[float] = field(default_factory=list)
     run_s: list[float] = field(default_factory=list)
     """Newest KEPT_LATENCIES of each."""
 
+    @property
+    def waiting(self) -> int:
+        """Now, for a free worker."""
+        return self.held - self.running
+
     def took(self, queue_s: float, run_s: float) -> None:
+        self.ended += 1
+        self.queue_sum_s += queue_s
+        self.run_sum_s += run_s
         for kept, seconds in ((self.queue_s, queue_s), (self.run_s, run_s)):
             kept.append(seconds)
             if len(kept) > KEPT_LATENCIES:
@@ -72,6 +106,8 @@ class Controller:
         self.way = way
         self.counts: dict[str, ToolCounts] = {}
         self._waiting = waiting
+        self.health = way.health
+        self.close = way.close
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _UnderWay] = WeakKeyDictionary()
 
     async def run(
@@ -83,17 +119,18 @@ class Controller:
         key = _key(tool, arguments, deadline_s)
         call = under_way.calls.get(key)
         if call is None:
-            if counts.waiting >= self._waiting:
+            if counts.held >= self._waiting + self.way.capacity(tool.name):
                 counts.refused += 1
                 raise ToolUnavailable(
-                    f"{counts.waiting} calls of {tool.name} are waiting already: give it more "
+                    f"{counts.held} calls of {tool.name} wait or run already: give it more "
                     "processes, or let fewer episodes run at a time."
                 )
+            counts.held += 1  # here and not when it begins: many may come at once
             call = asyncio.ensure_future(
                 self._run(tool, arguments, counts, under_way, deadline_s=deadline_s)
             )
             under_way.calls[key] = call
-            call.add_done_callback(lambda ended: under_way.end(key, ended))
+            call.add_done_callback(lambda ended: under_way.end(key, ended, counts))
         else:
             counts.shared += 1
         counts.calls += 1
@@ -123,11 +160,7 @@ class Controller:
         if slots is None:
             slots = under_way.slots[tool.name] = asyncio.Semaphore(self.way.capacity(tool.name))
         came = time.perf_counter()
-        counts.waiting += 1
-        try:
-            await slots.acquire()
-        finally:
-            counts.waiting -= 1
+        await slots.acquire()
         began = time.perf_counter()
         counts.running += 1
         try:
@@ -145,8 +178,9 @@ class _UnderWay:
         self.calls: dict[str, asyncio.Future[list[Returned]]] = {}
         self.slots: dict[str, asyncio.Semaphore] = {}
 
-    def end(self, key: str, ended: asyncio.Future[list[Returned]]) -> None:
+    def end(self, key: str, ended: asyncio.Future[list[Returned]], counts: ToolCounts) -> None:
         del self.calls[key]
+        counts.held -= 1
         if not ended.cancelled():
             ended.exception()  # seen, even where every caller has left
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from saccade.config import BackendChoice
+from saccade.config import BackendChoice, BackendKind
 from saccade.errors import SaccadeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.images import ImageView
 from saccade.tools import tools_named
@@ -25,7 +25,7 @@ from saccade.tools.spec import Tool
 from saccade.toolserver.shared_pictures import Block, picture_in
 from saccade.toolserver.wire import arguments_from_json, given_view, parts_to_json
 
-__all__ = ["OUT_OF_MEMORY", "Answer", "call", "start"]
+__all__ = ["OUT_OF_MEMORY", "Answer", "call", "ready", "start"]
 
 OUT_OF_MEMORY = 77
 """Exit status of a worker that ran out of its memory."""
@@ -53,7 +53,7 @@ class Answer(NamedTuple):
 
 def start(
     names: Sequence[str],
-    choices: Mapping[str, dict[str, Any]],
+    choices: Mapping[BackendKind, dict[str, Any]],
     memory_mb: int | None,
     niceness: int,
 ) -> None:
@@ -74,6 +74,11 @@ def _limit_memory(memory_mb: int) -> None:
 
     limit = memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def ready() -> int:
+    """A call that says that its worker has started: its process."""
+    return os.getpid()
 
 
 def call(name: str, arguments: dict[str, Any], blocks: Mapping[str, Block]) -> Answer:

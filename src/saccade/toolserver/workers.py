@@ -16,6 +16,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from saccade import errors
-from saccade.config import BackendChoice
+from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError, ToolCrashed, ToolUnavailable
 from saccade.images import ImageView
 from saccade.tools.running import Returned, missed_deadline
@@ -37,6 +38,8 @@ __all__ = ["Workers", "WorkersHealth"]
 
 TRIES = 4
 """Of a call whose workers die under it."""
+START_S = 120.0
+"""For workers with their back ends."""
 STALLED_S = 5.0
 """After the deadline of a call, without a word from its pool: then the pool is made anew."""
 
@@ -67,7 +70,7 @@ class Workers:
         self,
         groups: Mapping[str, Sequence[str]],
         *,
-        backends: Mapping[str, BackendChoice] | None = None,
+        backends: Mapping[BackendKind, BackendChoice] | None = None,
         processes: Mapping[str, int] | None = None,
         memory_mb: int | None = 4096,
         niceness: int = 0,
@@ -85,6 +88,24 @@ class Workers:
                 if name in self._groups:
                     raise RecipeError(f"Tool {name} is in two groups of workers: leave it in one.")
                 self._groups[name] = made
+
+    def start(self) -> None:
+        """Start all processes and wait until each group has one that is ready: the first calls of a
+        run, or of a service's callers, need not wait for back ends. Raises ToolUnavailable where
+        none is after START_S.
+        """
+        waiting = [
+            (group, group.ready_pool().schedule(in_child.ready))
+            for group in dict.fromkeys(self._groups.values())
+        ]
+        for group, future in waiting:
+            try:
+                future.result(timeout=START_S)
+            except (FutureTimeout, BrokenProcessPool):
+                raise ToolUnavailable(
+                    f"The workers of {group.health.group} did not start in {START_S:g} s: is the "
+                    "machine out of memory?"
+                ) from None
 
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time: one in each process, and one that waits
@@ -140,7 +161,7 @@ class _Group:
     """Processes that share their tools."""
 
     health: WorkersHealth
-    start: tuple[tuple[str, ...], dict[str, dict[str, Any]], int | None, int]
+    start: tuple[tuple[str, ...], dict[BackendKind, dict[str, Any]], int | None, int]
     """What a new worker is told."""
     memory_mb: int | None
     pool: Any = None
@@ -167,7 +188,7 @@ class _Group:
                 left = ends - time.monotonic()
                 if left <= 0:
                     raise missed_deadline(name, deadline_s)
-                pool = self._ready()
+                pool = self.ready_pool()
                 try:
                     answer = await self._asked(pool, (name, arguments, blocks), left)
                 except ProcessExpired as died:
@@ -202,7 +223,7 @@ class _Group:
         answer: Answer = waiting.result()
         return answer
 
-    def _ready(self) -> Any:
+    def ready_pool(self) -> Any:
         """The pool, started where there is none."""
         with self.lock:
             if self.pool is None:

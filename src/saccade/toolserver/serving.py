@@ -1,0 +1,178 @@
+"""Starts the tools of a recipe as a service, and ends them with it.
+
+Invariant: only this machine is listened to unless a token was set by whoever starts it; worker
+processes end with the service.
+
+Left out on purpose: choosing a token for others to know.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from saccade.config import Recipe, ServiceConfig
+from saccade.errors import RecipeError
+from saccade.tools import Tool, tools_described, tools_named
+from saccade.tools.running import InThreads
+from saccade.toolserver.controller import Controller, Way
+
+__all__ = ["TOKEN", "controller_of", "serve_mcp", "serve_tools", "tools_of"]
+
+TOKEN = "SACCADE_TOKEN"
+"""Environment variable with the token of a service, for it and for its callers."""
+
+
+def tools_of(recipe: Recipe) -> list[Tool]:
+    """The tools of a recipe, with what does their looking where they run in this process."""
+    if recipe.service.way == "inprocess":
+        return tools_named(recipe.tools, recipe.backends)
+    return tools_described(recipe.tools)
+
+
+def controller_of(recipe: Recipe) -> Controller:
+    """What runs the tools of a recipe. Its way is closed by `Controller.close`.
+
+    Raises RecipeError for groups that name other tools, and without a token for services.
+    """
+    return Controller(_WAYS[recipe.service.way](recipe))
+
+
+def _in_process(_: Recipe) -> Way:
+    return InThreads()
+
+
+def _workers(recipe: Recipe) -> Way:
+    from saccade.toolserver.workers import Workers
+
+    service = recipe.service
+    workers = Workers(
+        _groups(service, recipe.tools),
+        backends=recipe.backends,
+        processes=service.processes,
+        memory_mb=service.memory_mb,
+        niceness=service.niceness,
+    )
+    workers.start()
+    return workers
+
+
+def _groups(service: ServiceConfig, tools: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    """Groups of the recipe's tools; tools with back ends have one each unless it says otherwise."""
+    described = {tool.name: tool for tool in tools_described(tools)}
+    named = [name for group in service.groups.values() for name in group]
+    if unknown := sorted({*named} - {*described}):
+        raise RecipeError(f"service.groups names {unknown[0]!r}, which is none of the tools.")
+    left = [tool for name, tool in described.items() if name not in named]
+    groups = dict(service.groups) | {tool.name: (tool.name,) for tool in left if tool.needs}
+    light = tuple(tool.name for tool in left if not tool.needs)
+    if light:
+        groups["others" if "others" not in groups else "the others"] = light
+    if unknown := sorted({*service.processes} - {*groups}):
+        raise RecipeError(
+            f"service.processes names the group {unknown[0]!r}. There are: {', '.join(groups)}."
+        )
+    return groups
+
+
+def _remote(recipe: Recipe) -> Way:
+    from saccade.toolserver.remote import Remote
+
+    token = os.environ.get(TOKEN, "")
+    if not token:
+        raise RecipeError(f"service.way remote needs the services' token: set {TOKEN}.")
+    return Remote(recipe.service.urls, token=token)
+
+
+_WAYS: dict[Literal["inprocess", "workers", "remote"], Callable[[Recipe], Way]] = {
+    "inprocess": _in_process,
+    "workers": _workers,
+    "remote": _remote,
+}
+
+
+def serve_tools(recipe: Recipe, *, host: str, port: int, say: Callable[[str], None]) -> None:
+    """Serve until the process is told to end. Raises RecipeError for an address that others reach,
+    without a token.
+    """
+    from saccade.toolserver.guests import Guests
+    from saccade.toolserver.http_service import service
+
+    token = _token(host, say)
+    controller = controller_of(recipe)
+    try:
+        guests = Guests(tools_of(recipe), runner=controller)
+        say(f"{len(guests.specs)} tools at http://{host}:{port}, described in /openapi.json")
+        _run(service(guests, controller, token=token), host=host, port=port)
+    finally:
+        controller.close()
+
+
+def serve_mcp(
+    recipe: Recipe, *, stdio: bool, host: str, port: int, say: Callable[[str], None]
+) -> None:
+    """Serve MCP clients: over the standard streams, or over HTTP at /mcp until it is told to end.
+    Raises RecipeError as `serve_tools` does.
+    """
+    from saccade.toolserver.guests import Guests
+    from saccade.toolserver.http_service import TokenRequired
+    from saccade.toolserver.mcp_service import mcp_server
+
+    token = "" if stdio else _token(host, say)
+    controller = controller_of(recipe)
+    try:
+        guests = Guests(tools_of(recipe), runner=controller)
+        server = mcp_server(guests)
+        if stdio:
+            _run_stdio(server)
+        else:
+            app = server.streamable_http_app(
+                host=host, max_request_body_size=2 * guests.limits.picture_bytes
+            )
+            app.add_middleware(TokenRequired, token=token)
+            say(f"{len(guests.specs)} tools at http://{host}:{port}/mcp")
+            _run(app, host=host, port=port)
+    finally:
+        controller.close()
+
+
+def _token(host: str, say: Callable[[str], None]) -> str:
+    """The token that is set, or a new one where nobody but this machine is listened to."""
+    token = os.environ.get(TOKEN, "")
+    if token:
+        return token
+    if not _is_loopback(host):
+        raise RecipeError(
+            f"Others reach {host}: set {TOKEN} to a secret that callers must present, or listen on "
+            "127.0.0.1."
+        )
+    token = secrets.token_urlsafe(24)
+    say(f"token for callers, in {TOKEN} or as bearer: {token}")
+    return token
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _run(app: Any, *, host: str, port: int) -> None:
+    import uvicorn
+
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+
+
+def _run_stdio(server: Any) -> None:
+    import anyio
+    from mcp.server.stdio import stdio_server
+
+    async def run() -> None:
+        async with stdio_server() as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+
+    anyio.run(run)

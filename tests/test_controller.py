@@ -1,0 +1,195 @@
+"""The Tool Controller: what it shares, what it refuses and what it counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
+from saccade.geometry import Box, Frame
+from saccade.image_store import ImageStore
+from saccade.images import ImageView, root_view
+from saccade.tools import ToolBox, builtin_tools
+from saccade.tools.running import InThreads, Returned
+from saccade.tools.spec import Tool
+from saccade.toolserver.controller import Controller
+from saccade.toolserver.metrics import as_prometheus, as_rows
+from saccade.types import Text, ToolCall
+
+CROP, ZOOM = builtin_tools()["crop"], builtin_tools()["zoom"]
+VIEW = root_view(Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(40, 60, 3)))
+
+
+class Gate:
+    """A way that answers when it is let, and knows how many calls it holds."""
+
+    def __init__(self, takes: int = 100) -> None:
+        self.takes = takes
+        self.open = asyncio.Event()
+        self.now = self.most = self.asked = 0
+        self.fails: Exception | None = None
+
+    def capacity(self, name: str) -> int:
+        return self.takes
+
+    def health(self) -> Sequence[NoReturn]:
+        return ()
+
+    def close(self) -> None: ...
+
+    async def run(
+        self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> list[Returned]:
+        self.asked += 1
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await self.open.wait()
+        self.now -= 1
+        if self.fails is not None:
+            raise self.fails
+        return [Text(f"{tool.name} {arguments['box'].x0:g}")]
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def test_equal_calls_under_way_share_one_answer_and_others_do_not() -> None:
+    async def play() -> None:
+        gate = Gate()
+        controller = Controller(gate)
+
+        def ask(tool: Tool, x: float) -> asyncio.Task[list[Returned]]:
+            arguments = {"image": VIEW, "box": Box(x, 0, 50, 30)}
+            return asyncio.create_task(controller.run(tool, arguments, deadline_s=5))
+
+        tasks = [ask(CROP, 1), ask(CROP, 1), ask(CROP, 2), ask(ZOOM, 1), ask(CROP, 1)]
+        await settle()
+        assert gate.asked == 3
+        gate.open.set()
+        texts = [part.text for task in tasks for part in await task if isinstance(part, Text)]
+        assert texts == ["crop 1", "crop 1", "crop 2", "zoom 1", "crop 1"]
+        await ask(CROP, 1)
+        assert gate.asked == 4  # what has ended is shared with nobody
+        counts = controller.counts["crop"]
+        assert (counts.calls, counts.shared, counts.ended) == (5, 2, 3)
+
+    asyncio.run(play())
+
+
+def test_a_caller_that_leaves_does_not_take_the_answer_from_those_that_share_it() -> None:
+    async def play() -> None:
+        gate = Gate()
+        controller = Controller(gate)
+        arguments = {"image": VIEW, "box": Box(1, 0, 50, 30)}
+        first, second = (
+            asyncio.create_task(controller.run(CROP, arguments, deadline_s=5)) for _ in range(2)
+        )
+        await settle()
+        first.cancel()
+        await settle()
+        gate.open.set()
+        assert await second == [Text("crop 1")]
+
+    asyncio.run(play())
+
+
+def test_no_more_calls_run_than_the_way_takes_and_no_more_wait_than_is_allowed() -> None:
+    async def play() -> None:
+        gate = Gate(takes=2)
+        controller = Controller(gate, waiting=3)
+        tasks = [
+            asyncio.create_task(
+                controller.run(CROP, {"image": VIEW, "box": Box(x, 0, 50, 30)}, deadline_s=5)
+            )
+            for x in range(6)
+        ]
+        await settle()
+        with pytest.raises(ToolUnavailable, match="5 calls of crop wait or run already"):
+            await tasks[5]
+        assert (controller.counts["crop"].running, controller.counts["crop"].waiting) == (2, 3)
+        gate.open.set()
+        assert len(await asyncio.gather(*tasks[:5])) == 5
+        assert gate.most == 2
+        counts = controller.counts["crop"]
+        assert (counts.refused, counts.running, counts.waiting, counts.ended) == (1, 0, 0, 5)
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("error", "count"),
+    [
+        (ToolError("no"), "mistakes"),
+        (ToolUnavailable("no"), "unavailable"),
+        (ToolCrashed("no"), "crashed"),
+    ],
+)
+def test_failures_are_told_and_counted_by_their_kind(error: Exception, count: str) -> None:
+    async def play() -> None:
+        gate = Gate()
+        gate.open.set()
+        gate.fails = error
+        controller = Controller(gate)
+        with pytest.raises(type(error)):
+            await controller.run(CROP, {"image": VIEW, "box": Box(1, 0, 9, 9)}, deadline_s=5)
+        [row] = as_rows(controller)
+        assert {k: row[k] for k in ("mistakes", "unavailable", "crashed", "refused")} == {
+            k: int(k == count) for k in ("mistakes", "unavailable", "crashed", "refused")
+        }
+        line = f'saccade_tool_failures_total{{kind="{count}",tool="crop"}} 1.0'
+        assert line in as_prometheus(controller).decode()
+
+    asyncio.run(play())
+
+
+def test_results_stand_in_the_order_of_calls_and_independent_ones_run_side_by_side() -> None:
+    async def play() -> None:
+        gate = Gate()
+        store = ImageStore()
+        images = {"img_0": store.add(VIEW)}
+        box = ToolBox([CROP], store=store, runner=Controller(gate))
+        calls = [
+            ToolCall(str(n), "crop", {"image": "img_0", "box": [10 - n, 0, 50, 30]})
+            for n in range(5)
+        ]
+        running = asyncio.create_task(
+            box.call_all(calls, images=images, frame=lambda r: Frame.pixels(r.width, r.height))
+        )
+        await settle()
+        assert gate.now == 5
+        gate.open.set()
+        results = await running
+        assert [r.call for r in results] == calls
+        assert [r.parts for r in results] == [(Text(f"crop {10 - n}"),) for n in range(5)]
+
+    asyncio.run(play())
+
+
+def test_calls_of_a_run_that_was_broken_off_do_not_count_as_waiting_for_ever() -> None:
+    controller = Controller(Gate(takes=1), waiting=2)
+
+    async def broken_off() -> None:
+        for x in range(3):
+            asyncio.ensure_future(
+                controller.run(CROP, {"image": VIEW, "box": Box(x, 0, 50, 30)}, deadline_s=5)
+            )
+            await asyncio.sleep(0)
+
+    asyncio.run(broken_off())
+    counts = controller.counts["crop"]
+    assert (counts.held, counts.waiting, counts.running) == (0, 0, 0)
+
+
+def test_in_process_it_gives_what_the_tool_gives() -> None:
+    controller = Controller(InThreads())
+    box = Box(3, 4, 20, 30)
+    [part] = asyncio.run(controller.run(CROP, {"image": VIEW, "box": box}, deadline_s=5))
+    assert isinstance(part, ImageView)
+    assert part.ref == VIEW.crop(box).ref
