@@ -176,11 +176,14 @@ def test_calls_of_a_run_that_was_broken_off_do_not_count_as_waiting_for_ever() -
     controller = Controller(Gate(takes=1), waiting=2)
 
     async def broken_off() -> None:
-        for x in range(3):
+        tasks = [
             asyncio.ensure_future(
                 controller.run(CROP, {"image": VIEW, "box": Box(x, 0, 50, 30)}, deadline_s=5)
             )
-            await asyncio.sleep(0)
+            for x in range(3)
+        ]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in tasks)
 
     asyncio.run(broken_off())
     counts = controller.counts["crop"]

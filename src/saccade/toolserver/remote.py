@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from saccade.geometry import Box, Point
 from saccade.images import ImageView
 from saccade.tools.running import Returned, missed_deadline
 from saccade.tools.spec import Tool
+from saccade.toolserver.own_loop import OwnLoop
 from saccade.toolserver.wire import parts_from_json
 
 __all__ = ["RAW", "Remote"]
@@ -68,7 +68,7 @@ class _Service:
 
 
 class Remote:
-    """Calls of tools at those services that have them. Use it from one event loop at a time."""
+    """Calls of tools at those services that have them. `close` ends its connections."""
 
     def __init__(self, urls: Sequence[str], *, token: str, at_once: int = 64) -> None:
         """Raises RecipeError without an address. `at_once`: calls of one tool."""
@@ -77,9 +77,8 @@ class Remote:
         self._services = [_Service(RemoteHealth(url.rstrip("/"))) for url in urls]
         self._turn = itertools.count()
         self._at_once = at_once
-        self._headers = {"Authorization": f"Bearer {token}"}
-        self._clients: dict[asyncio.AbstractEventLoop, httpx.AsyncClient] = {}
-        self._lock = threading.Lock()
+        self._client = httpx.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=None)
+        self._loop = OwnLoop("saccade-remote")
 
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time."""
@@ -90,7 +89,8 @@ class Remote:
         return [service.health for service in self._services]
 
     def close(self) -> None:
-        """The services go on; connections end with their event loops."""
+        """End the connections; the services go on."""
+        self._loop.close(self._client.aclose())
 
     async def run(
         self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
@@ -98,7 +98,7 @@ class Remote:
         """See `tools.running.Runner`."""
         try:
             async with asyncio.timeout(deadline_s):
-                return await self._run(tool, arguments)
+                return await self._loop.run(self._run(tool, arguments))
         except TimeoutError:
             raise missed_deadline(tool.name, deadline_s) from None
 
@@ -223,17 +223,6 @@ class Remote:
         while len(service.known) >= KNOWN:
             service.known.pop(next(iter(service.known)))
         service.known[view.ref.key] = name
-
-    @property
-    def _client(self) -> httpx.AsyncClient:
-        # connections belong to one event loop, this object may live longer
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            for other in [known for known in self._clients if known.is_closed()]:
-                del self._clients[other]
-            if loop not in self._clients:
-                self._clients[loop] = httpx.AsyncClient(headers=self._headers, timeout=None)
-            return self._clients[loop]
 
 
 def _checked(response: httpx.Response) -> Any:
