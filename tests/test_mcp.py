@@ -173,11 +173,13 @@ def test_over_http_only_those_with_the_token_are_served(
 
     async def play() -> None:
         headers = {"Authorization": "Bearer a secret"}
-        async with httpx2.AsyncClient(headers=headers) as http:
-            async with Client(streamable_http_client(url, http_client=http)) as client:
-                arguments = {"image": uri(noise()), "box": [3, 4, 30, 20]}
-                result = await client.call_tool("crop", arguments)
-                assert pictures(result)[0].size == (27, 16)
+        async with (
+            httpx2.AsyncClient(headers=headers) as http,
+            Client(streamable_http_client(url, http_client=http)) as client,
+        ):
+            arguments = {"image": uri(noise()), "box": [3, 4, 30, 20]}
+            result = await client.call_tool("crop", arguments)
+            assert pictures(result)[0].size == (27, 16)
         async with httpx2.AsyncClient() as http:
             assert (await http.post(url, json={})).status_code == 401
 

@@ -34,8 +34,7 @@ from saccade.rollout import Limits, Setup
 from saccade.run_folder import RunFolder
 from saccade.tasks import Task, task_named
 from saccade.tools.toolbox import ToolBox
-from saccade.toolserver.controller import Controller
-from saccade.toolserver.serving import controller_of, tools_of
+from saccade.toolserver.serving import Served, served
 from saccade.types import ImageRef
 
 __all__ = [
@@ -213,18 +212,18 @@ def task_of(recipe: Recipe) -> Task:
     return task_named(recipe.task.name, options)
 
 
-def _controller(recipe: Recipe) -> Controller:
-    """What runs the tools, one for all setups of a process: it may have processes of its own, which
-    end with this one.
+def _served(recipe: Recipe) -> Served:
+    """The tools and what runs them, one for all setups of a process: it may have processes of its
+    own, which end with this one.
     """
-    which = recipe.model_dump_json(include={"tools", "backends", "service"})
-    if which not in _controllers:
-        _controllers[which] = controller_of(recipe)
-        atexit.register(_controllers[which].close)
-    return _controllers[which]
+    which = recipe.model_dump_json(include={"tools", "backends", "service", "mcp"})
+    if which not in _all_served:
+        _all_served[which] = served(recipe)
+        atexit.register(_all_served[which].controller.close)
+    return _all_served[which]
 
 
-_controllers: dict[str, Controller] = {}
+_all_served: dict[str, Served] = {}
 
 
 def setup_for(
@@ -244,11 +243,9 @@ def setup_for(
         )
     toolbox = None
     if recipe.tools and recipe.dialect != "plain":
+        tools, controller = _served(recipe)
         toolbox = ToolBox(
-            tools_of(recipe),
-            store=store,
-            deadline_s=recipe.rollout.tool_deadline_s,
-            runner=_controller(recipe),
+            tools, store=store, deadline_s=recipe.rollout.tool_deadline_s, runner=controller
         )
     return Setup(
         engine=engine,

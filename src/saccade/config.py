@@ -276,6 +276,27 @@ class ServiceConfig(Section):
     a while."""
 
 
+class McpConfig(Section):
+    """A server of the Model Context Protocol of which tools are used."""
+
+    url: str | None = None
+    """Where it is; its token, if it wants one, is in the environment variable `token`."""
+    command: tuple[str, ...] = ()
+    """Or how it is started, to speak on its standard streams."""
+    token: str | None = None
+    """Name of an environment variable, never the secret itself."""
+    images: dict[str, tuple[str, ...]] = {}
+    """Of its tools, the arguments that take a picture; their schemas seldom say so."""
+    pictures_as: Literal["data_uri", "base64"] = "data_uri"
+    """How it takes them."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> McpConfig:
+        if (self.url is None) == (not self.command):
+            raise ValueError("needs either url or command")
+        return self
+
+
 class EvalConfig(Section):
     """How a model is measured."""
 
@@ -428,6 +449,8 @@ class Recipe(Section):
     backends: dict[BackendKind, BackendChoice] = {}
     """What does the looking inside tools, by kind; kinds that are left out take the default."""
     service: ServiceConfig = ServiceConfig()
+    mcp: dict[str, McpConfig] = {}
+    """Servers that offer tools, by any name; `tools` may hold theirs."""
     min_image_tokens: Positive = 4
     """Smaller pictures are enlarged to this many tokens."""
     max_image_tokens: Positive = 64

@@ -96,11 +96,14 @@ _MAY_CHANGE: dict[Stage, frozenset[str]] = {
 """Keys of a stage's own section with which a run in the same folder may go on."""
 
 
-_NO_ROLLOUTS = {"model", "dialect", "tool_style", "tools", "backends", "task", "rollout", "api"}
+_NO_ROLLOUTS = {
+    *("model", "dialect", "tool_style", "task", "rollout", "api"),
+    *("tools", "backends", "mcp"),
+}
 """What says nothing about pretraining, which asks nobody."""
 
 
-_ADDED: dict[str, Any] = {"backends": {}}
+_ADDED: dict[str, Any] = {"backends": {}, "mcp": {}}
 """Keys that recipes did not always have, with what they say where nobody sets them: then they leave
 hashes and runs of earlier recipes valid."""
 

@@ -41,6 +41,7 @@ __all__ = [
     "draw_horizontal_line",
     "draw_vertical_line",
     "enhance",
+    "is_known",
     "look",
     "measure",
     "ocr",
@@ -76,6 +77,11 @@ def tools_described(names: Sequence[str]) -> list[Tool]:
     """
     ours = builtin_tools()
     return [ours[name] if name in ours else _offered(name) for name in names]
+
+
+def is_known(name: str) -> bool:
+    """Whether a tool of that name comes with saccade or with an installed package."""
+    return name in builtin_tools() or name in plugins.offered("saccade.tools")
 
 
 def _offered(name: str) -> Tool:

@@ -29,6 +29,10 @@ class OwnLoop:
         future = asyncio.run_coroutine_threadsafe(work, self._started())
         return await asyncio.wrap_future(future)
 
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the work gives or raises, for who has no event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._started()).result()
+
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:

@@ -12,33 +12,47 @@ import ipaddress
 import os
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from saccade.config import Recipe, ServiceConfig
 from saccade.errors import RecipeError
-from saccade.tools import Tool, tools_described, tools_named
+from saccade.tools import Tool, is_known, tools_described, tools_named
 from saccade.tools.running import InThreads
 from saccade.toolserver.controller import Controller, Way
 
-__all__ = ["TOKEN", "controller_of", "serve_mcp", "serve_tools", "tools_of"]
+__all__ = ["TOKEN", "Served", "serve_mcp", "serve_tools", "served"]
 
 TOKEN = "SACCADE_TOKEN"
 """Environment variable with the token of a service, for it and for its callers."""
 
 
-def tools_of(recipe: Recipe) -> list[Tool]:
-    """The tools of a recipe, with what does their looking where they run in this process."""
-    if recipe.service.way == "inprocess":
-        return tools_named(recipe.tools, recipe.backends)
-    return tools_described(recipe.tools)
+class Served(NamedTuple):
+    """The tools of a recipe and what runs them, which `Controller.close` ends."""
+
+    tools: list[Tool]
+    controller: Controller
 
 
-def controller_of(recipe: Recipe) -> Controller:
-    """What runs the tools of a recipe. Its way is closed by `Controller.close`.
-
-    Raises RecipeError for groups that name other tools, and without a token for services.
+def served(recipe: Recipe) -> Served:
+    """Raises RecipeError for tools that are nowhere, for groups that name other tools, and without
+    a token for services; ToolUnavailable for an MCP server that is not there.
     """
-    return Controller(_WAYS[recipe.service.way](recipe))
+    ours = [name for name in recipe.tools if not recipe.mcp or is_known(name)]
+    recipe, theirs = (
+        recipe.model_copy(update={"tools": tuple(ours)}),
+        [name for name in recipe.tools if name not in ours],
+    )
+    is_here = recipe.service.way == "inprocess"
+    tools = tools_named(ours, recipe.backends) if is_here else tools_described(ours)
+    way = _WAYS[recipe.service.way](recipe)
+    if theirs:
+        from saccade.toolserver.mcp_tools import McpTools
+        from saccade.toolserver.mixed import Mixed
+
+        foreign = McpTools(recipe.mcp)
+        tools += foreign.tools(theirs)
+        way = Mixed(way, dict.fromkeys(theirs, foreign))
+    return Served(tools, Controller(way))
 
 
 def _in_process(_: Recipe) -> Way:
@@ -102,9 +116,9 @@ def serve_tools(recipe: Recipe, *, host: str, port: int, say: Callable[[str], No
     from saccade.toolserver.http_service import service
 
     token = _token(host, say)
-    controller = controller_of(recipe)
+    tools, controller = served(recipe)
     try:
-        guests = Guests(tools_of(recipe), runner=controller)
+        guests = Guests(tools, runner=controller)
         say(f"{len(guests.specs)} tools at http://{host}:{port}, described in /openapi.json")
         _run(service(guests, controller, token=token), host=host, port=port)
     finally:
@@ -122,9 +136,9 @@ def serve_mcp(
     from saccade.toolserver.mcp_service import mcp_server
 
     token = "" if stdio else _token(host, say)
-    controller = controller_of(recipe)
+    tools, controller = served(recipe)
     try:
-        guests = Guests(tools_of(recipe), runner=controller)
+        guests = Guests(tools, runner=controller)
         server = mcp_server(guests)
         if stdio:
             _run_stdio(server)

@@ -1,0 +1,298 @@
+"""Tools of foreign MCP servers, used as our own are.
+
+Invariant: what such a tool takes is what its schema says, in the kinds of argument that a model can
+write here; a tool that needs another kind is refused by name. A picture that comes back is a root:
+nobody knows how it was made of what was sent.
+
+Left out on purpose: places in foreign arguments and answers, whose frame no schema tells, and
+servers that ask back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import functools
+import io
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from saccade.config import McpConfig
+from saccade.errors import ImageError, RecipeError, ToolCrashed, ToolError, ToolUnavailable
+from saccade.images import ImageView, root_view
+from saccade.picture_files import load_image
+from saccade.tools.running import Returned, missed_deadline
+from saccade.tools.spec import Between, Kind, Parameter, Tool
+from saccade.toolserver.own_loop import OwnLoop
+from saccade.types import Text, ToolSpec
+
+__all__ = ["McpTools"]
+
+CONNECT_S = 30.0
+"""For a server to start and to tell its tools."""
+MOST_CHARACTERS = 20_000
+"""Of text in an answer; the rest is cut, with a note."""
+_KINDS: dict[str, Kind] = {
+    "string": "text",
+    "number": "number",
+    "integer": "integer",
+    "boolean": "boolean",
+}
+
+
+class McpTools:
+    """Connections to servers, and the tools that they offer. `close` ends them."""
+
+    def __init__(self, servers: Mapping[str, McpConfig]) -> None:
+        self._loop = OwnLoop("saccade-mcp")
+        self._servers = {
+            name: _Server(name, config, self._loop) for name, config in servers.items()
+        }
+        self._of: dict[str, _Server] = {}
+
+    def tools(self, names: Sequence[str]) -> list[Tool]:
+        """The named ones, with their schemas. Raises RecipeError where none or several servers have
+        one, or a model could not write what it takes; ToolUnavailable where a server is not there.
+        """
+        offered: dict[str, list[tuple[_Server, Any]]] = {}
+        for server in self._servers.values():
+            for found in self._loop.wait(server.listed()):
+                offered.setdefault(found.name, []).append((server, found))
+        tools = []
+        for name in names:
+            if len(offered.get(name, ())) != 1:
+                known = ", ".join(sorted(offered))
+                count = "No" if name not in offered else "More than one"
+                raise RecipeError(f"{count} MCP server offers {name!r}. They offer: {known}.")
+            [(server, found)] = offered[name]
+            tools.append(_tool(found, server.config.images.get(name, ())))
+            self._of[name] = server
+        return tools
+
+    def capacity(self, name: str) -> int:
+        """Calls of a tool that it takes at the same time."""
+        return 16
+
+    def health(self) -> Sequence[NoReturn]:
+        """Nothing is known of foreign workers."""
+        return ()
+
+    def close(self) -> None:
+        """End the connections, and the servers that were started for them."""
+        self._loop.close()
+
+    async def run(
+        self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> list[Returned]:
+        """See `tools.running.Runner`."""
+        server = self._of[tool.name]
+        given = await asyncio.to_thread(_plain, dict(arguments), server.config.pictures_as)
+        try:
+            async with asyncio.timeout(deadline_s):
+                result = await self._loop.run(server.called(tool.name, given))
+        except TimeoutError:
+            raise missed_deadline(tool.name, deadline_s) from None
+        if result.is_error:
+            raise ToolError(" ".join(_texts(result)) or f"{tool.name} failed and did not say why.")
+        return await asyncio.to_thread(_returned, tool.name, result)
+
+
+@dataclass(eq=False)
+class _Server:
+    """One server; everything but the config belongs to the loop of the connections."""
+
+    name: str
+    config: McpConfig
+    loop: OwnLoop
+    client: asyncio.Task[None] | None = None
+    ready: asyncio.Future[Any] | None = None
+
+    async def listed(self) -> list[Any]:
+        found: list[Any] = []
+        cursor = ""
+        while cursor is not None and len(found) < 1_000:
+            ask = functools.partial(_page, cursor=cursor or None)
+            page = await self._asked("list_tools", ask)
+            found += page.tools
+            cursor = page.next_cursor
+        return found
+
+    async def called(self, name: str, arguments: dict[str, Any]) -> Any:
+        return await self._asked(name, lambda client: client.call_tool(name, arguments))
+
+    async def _asked(self, what: str, ask: Callable[[Any], Awaitable[Any]]) -> Any:
+        """What the server answers; asked once more where the connection is gone."""
+        from mcp import MCPError
+        from mcp_types import CONNECTION_CLOSED
+
+        problem = ""
+        for _ in range(2):
+            client = await self._connected()
+            try:
+                return await ask(client)
+            except MCPError as error:
+                if error.code != CONNECTION_CLOSED:
+                    raise ToolCrashed(f"MCP server {self.name} on {what}: {error}.") from error
+                problem = str(error)
+            except (OSError, EOFError) as error:
+                problem = str(error) or type(error).__name__
+            self._forget()
+        raise ToolUnavailable(f"MCP server {self.name} is gone: {problem}.")
+
+    async def _connected(self) -> Any:
+        """The client, connected by a task of its own: who opens a connection must close it too."""
+        if self.client is None or self.client.done():
+            self.ready = asyncio.get_running_loop().create_future()
+            self.client = asyncio.ensure_future(self._connection(self.ready))
+        assert self.ready is not None
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await asyncio.shield(self.ready)
+        except TimeoutError:
+            self._forget()
+            raise ToolUnavailable(
+                f"MCP server {self.name} did not answer in {CONNECT_S:g} s: check that it runs."
+            ) from None
+
+    def _forget(self) -> None:
+        if self.client is not None:
+            self.client.cancel()
+        self.client = self.ready = None
+
+    async def _connection(self, ready: asyncio.Future[Any]) -> None:
+        from mcp import Client
+
+        try:
+            async with Client(self._place()) as client:
+                ready.set_result(client)
+                await asyncio.Event().wait()
+        # the boundary to another program: whatever its connection raises, the waiting ones are told
+        except Exception as error:
+            if not ready.done():
+                words = f"{type(error).__name__}: {error}"
+                ready.set_exception(
+                    ToolUnavailable(f"MCP server {self.name} can't be reached: {words}.")
+                )
+                ready.exception()  # seen, even where nobody waits any more
+
+    def _place(self) -> Any:
+        from mcp import StdioServerParameters
+
+        if self.config.command:
+            program, *rest = self.config.command
+            return StdioServerParameters(command=program, args=rest)
+        if self.config.token is None:
+            return self.config.url
+        import httpx2
+        from mcp.client.streamable_http import streamable_http_client
+
+        token = os.environ.get(self.config.token)
+        if not token:
+            raise RecipeError(f"mcp.{self.name}.token: set {self.config.token} to its token.")
+        assert self.config.url is not None
+        http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=None)
+        return streamable_http_client(self.config.url, http_client=http)
+
+
+async def _page(client: Any, *, cursor: str | None) -> Any:
+    return await client.list_tools(cursor=cursor)
+
+
+# --- schemas --------------------------------------------------------------------------------------
+
+
+def _tool(found: Any, images: Sequence[str]) -> Tool:
+    """Ours, of what a server says of its own. Raises RecipeError where a model can't write it."""
+    schema = found.input_schema
+    required = set(schema.get("required", ()))
+    parameters = []
+    for name, value in schema.get("properties", {}).items():
+        parameter = _parameter(name, value, required=name in required, is_image=name in images)
+        if parameter is not None:
+            parameters.append(parameter)
+        elif name in required:
+            raise RecipeError(
+                f"MCP tool {found.name!r} needs {name!r}, which is of a kind that no model can "
+                f"write here: {str(value)[:80]}."
+            )
+    if unknown := sorted(set(images) - {p.name for p in parameters}):
+        raise RecipeError(f"MCP tool {found.name!r} has no argument {unknown[0]!r} for a picture.")
+    spec = ToolSpec(
+        name=found.name,
+        description=(found.description or found.name).strip().split("\n", 1)[0],
+        schema={
+            "type": "object",
+            "properties": {p.name: p.schema for p in parameters},
+            "required": [p.name for p in parameters if p.required],
+            "additionalProperties": False,
+        },
+    )
+
+    def elsewhere(**_: Any) -> NoReturn:
+        raise ToolUnavailable(f"{found.name} runs at an MCP server only.")
+
+    return Tool(elsewhere, spec, tuple(parameters))
+
+
+def _parameter(
+    name: str, schema: Mapping[str, Any], *, required: bool, is_image: bool
+) -> Parameter | None:
+    """An argument of one of our kinds; None for any other."""
+    many = schema.get("type") == "array"
+    one = schema.get("items", {}) if many else schema
+    choices = tuple(one.get("enum", ()))
+    kind = "image" if is_image else "choice" if choices else _KINDS.get(str(one.get("type")))
+    if kind is None or not all(isinstance(c, str) for c in choices):
+        return None
+    between = None
+    if "minimum" in one and "maximum" in one:
+        between = Between(one["minimum"], one["maximum"])
+    return Parameter(
+        name=name,
+        kind=kind,
+        description=str(schema.get("description") or schema.get("title") or name),
+        many=many,
+        required=required,
+        choices=choices,
+        between=between,
+    )
+
+
+# --- what travels ---------------------------------------------------------------------------------
+
+
+def _plain(value: Any, pictures_as: str) -> Any:
+    if isinstance(value, ImageView):
+        file = io.BytesIO()
+        value.pixels.save(file, "PNG")
+        data = base64.b64encode(file.getvalue()).decode("ascii")
+        return data if pictures_as == "base64" else f"data:image/png;base64,{data}"
+    if isinstance(value, list):
+        return [_plain(v, pictures_as) for v in value]
+    if isinstance(value, dict):
+        return {k: _plain(v, pictures_as) for k, v in value.items() if v is not None}
+    return value
+
+
+def _texts(result: Any) -> list[str]:
+    return [content.text for content in result.content if content.type == "text"]
+
+
+def _returned(name: str, result: Any) -> list[Returned]:
+    parts: list[Returned] = []
+    room = MOST_CHARACTERS
+    for content in result.content:
+        if content.type == "text":
+            text = content.text if len(content.text) <= room else content.text[:room] + " [cut]"
+            room = max(0, room - len(content.text))
+            parts.append(Text(text))
+        elif content.type == "image":
+            try:
+                picture = load_image(base64.b64decode(content.data, validate=True))
+            except (binascii.Error, ImageError) as error:
+                raise ToolCrashed(f"MCP tool {name} gave a picture that is none: {error}") from None
+            parts.append(root_view(picture))
+    return parts or [Text(f"{name} found nothing.")]

@@ -1,0 +1,61 @@
+"""An MCP server as others write them: made with the SDK's own decorators, knowing nothing of us."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import time
+from typing import Literal
+
+from mcp.server.mcpserver import Image, MCPServer
+from PIL import Image as Pillow
+from PIL import ImageOps
+
+server = MCPServer("darkroom")
+
+
+@server.tool()
+def negative(photo: str, strength: Literal["full", "half"] = "full", note: str = "") -> list:
+    """Turn a photo into its negative.
+
+    More words that a model need not read.
+    """
+    data = base64.b64decode(photo.partition(",")[2])
+    with Pillow.open(io.BytesIO(data)) as opened:
+        made = ImageOps.invert(opened.convert("RGB"))
+    file = io.BytesIO()
+    made.save(file, "PNG")
+    return [
+        f"{strength} negative of {made.width} x {made.height}",
+        Image(data=file.getvalue(), format="png"),
+    ]
+
+
+@server.tool()
+def broken(photo: str) -> str:
+    """Fail."""
+    raise ValueError("the bath is empty")
+
+
+@server.tool()
+def sleepy(seconds: float) -> str:
+    """Take its time."""
+    time.sleep(seconds)
+    return "awake"
+
+
+@server.tool()
+def die() -> str:
+    """Take the server down."""
+    os._exit(3)
+
+
+@server.tool()
+def nested(settings: dict[str, dict[str, int]]) -> str:
+    """Take what no model can write here."""
+    return str(settings)
+
+
+if __name__ == "__main__":
+    server.run()
