@@ -57,7 +57,11 @@ TOP = (
     "check",
     "synth",
 )
-COMMANDS = {*TOP, "tools list", "tools call", "bench engine", "bench found", "bench rl"}
+COMMANDS = {
+    *TOP,
+    *("tools list", "tools call", "tools status", "serve tools", "serve mcp"),
+    *("bench engine", "bench found", "bench rl", "bench tools", "bench chaos"),
+}
 CHINESE_ARABIC_EMOJI = "柱子 2 的值是多少？ ما قيمة العمود؟ 🙂👩‍🔬"
 
 

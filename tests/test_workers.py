@@ -197,6 +197,6 @@ def test_nothing_is_left_in_shared_memory_and_no_process_after_the_end() -> None
     asyncio.run(workers.run(TOOLS["crop"], {"image": view, "box": Box(0, 0, 9, 9)}, deadline_s=20))
     workers.close()
     after = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
-    assert not {p for p in after - before if p.name.startswith("psm_")}
+    assert not {p for p in after - before if p.name.startswith("saccade-pictures-")}
     names = [t.name for t in threading.enumerate()]
     assert not [n for n in names if "pebble" in n.lower()], names

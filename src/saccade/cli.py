@@ -6,6 +6,7 @@ traceback is a bug. Everything heavy is imported inside the command that needs i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -250,7 +251,6 @@ def check(
     as_json: AsJson = False,
 ) -> None:
     """Run gold and wrong answers of a task through its rubric."""
-    import dataclasses
 
     from saccade.tasks.check import check as checked
 
@@ -353,7 +353,12 @@ def _served(recipe: str | None, tools: str | None, overrides: list[str] | None) 
     from saccade.recipe_files import changed, load_recipe
     from saccade.tools import builtin_tools
 
-    made = load_recipe(None, overrides or ()) if recipe is None else _recipe(recipe, overrides)
+    ours = ["service.way=workers"]  # so that a busy tool keeps nobody from being answered
+    made = (
+        load_recipe(None, [*ours, *(overrides or ())])
+        if recipe is None
+        else _recipe(recipe, overrides)
+    )
     if tools is None and recipe is not None:
         return made
     every = [t.name for t in builtin_tools().values() if not t.is_answer]
@@ -410,13 +415,39 @@ def bench_found(
     as_json: AsJson = False,
 ) -> None:
     """What tools find in matplotlib figures, against what is there."""
-    import dataclasses
 
     from saccade.benches.found import bench_found as bench
 
     found = bench(count=count, show=not as_json)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in found]))
+
+
+@bench_app.command("tools")
+def bench_tools(
+    calls: Annotated[int, typer.Option(min=10, help="Of each row.")] = 1_000,
+    as_json: AsJson = False,
+) -> None:
+    """Ways to run tools, side by side: what a call costs beyond its operation."""
+    from saccade.benches.tools import bench_tools as bench
+
+    rows = bench(calls=calls, show=not as_json)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows]))
+
+
+@bench_app.command("chaos")
+def bench_chaos(
+    episodes: Annotated[int, typer.Option(min=1, help="Of each run.")] = 1_000,
+    seed: Annotated[int, typer.Option(help="Of the trouble.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Episodes whose tool workers are killed, stopped, slowed and starved: what became of them."""
+    from saccade.benches.chaos import bench_chaos as bench
+
+    found = bench(episodes=episodes, seed=seed, show=not as_json)
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(found)))
 
 
 @bench_app.command("rl")

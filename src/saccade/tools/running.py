@@ -62,7 +62,8 @@ class InThreads:
     ) -> list[Returned]:
         """See `Runner`."""
         try:
-            return await asyncio.wait_for(in_thread(lambda: call_tool(tool, arguments)), deadline_s)
+            async with asyncio.timeout(deadline_s):
+                return await in_thread(lambda: _made(call_tool(tool, arguments)))
         except TimeoutError:
             raise missed_deadline(tool.name, deadline_s) from None
 
@@ -74,16 +75,20 @@ def missed_deadline(name: str, deadline_s: float) -> ToolUnavailable:
     )
 
 
+def _made(parts: list[Returned]) -> list[Returned]:
+    """The same, the pixels of new images made: this work belongs to the call and its deadline."""
+    for part in parts:
+        if isinstance(part, ImageView):
+            _ = part.pixels
+    return parts
+
+
 def call_tool(tool: Tool, arguments: Mapping[str, Any]) -> list[Returned]:
-    """One call, here and now, the pixels of new images made. Raises ToolError, ToolUnavailable or
-    ToolCrashed.
+    """One call, here and now; new images are made when somebody asks for their pixels. Raises
+    ToolError, ToolUnavailable or ToolCrashed.
     """
     try:
-        returned = _parts(tool, tool(**arguments), arguments)
-        for part in returned:
-            if isinstance(part, ImageView):
-                _ = part.pixels  # views are lazy: the work belongs to this call and its deadline
-        return returned
+        return _parts(tool, tool(**arguments), arguments)
     except (ToolError, ToolUnavailable, ToolCrashed):
         raise
     # the boundary of a call: what is no typed error is a crash, and none may end the run

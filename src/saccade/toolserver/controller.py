@@ -10,22 +10,22 @@ Left out on purpose: running anything (a `Runner` does), and what the model is t
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
+from saccade.images import ImageView
 from saccade.tools.running import Returned, Runner
 from saccade.tools.spec import Tool
-from saccade.toolserver.wire import sent
 
 __all__ = ["Controller", "Health", "ToolCounts", "Way"]
 
 WAITING = 1024
 """Calls of one tool that may wait for a free worker."""
+Key = tuple[Hashable, ...]
 KEPT_LATENCIES = 4096
 """Of each tool, the newest ones, for its table."""
 
@@ -175,18 +175,24 @@ class _UnderWay:
     """What belongs to one event loop."""
 
     def __init__(self) -> None:
-        self.calls: dict[str, asyncio.Future[list[Returned]]] = {}
+        self.calls: dict[Key, asyncio.Future[list[Returned]]] = {}
         self.slots: dict[str, asyncio.Semaphore] = {}
 
-    def end(self, key: str, ended: asyncio.Future[list[Returned]], counts: ToolCounts) -> None:
+    def end(self, key: Key, ended: asyncio.Future[list[Returned]], counts: ToolCounts) -> None:
         del self.calls[key]
         counts.held -= 1
         if not ended.cancelled():
             ended.exception()  # seen, even where every caller has left
 
 
-def _key(tool: Tool, arguments: Mapping[str, Any], deadline_s: float) -> str:
+def _key(tool: Tool, arguments: Mapping[str, Any], deadline_s: float) -> Key:
     """The same for calls that give the same."""
-    return json.dumps(
-        [tool.name, tool.spec.version, sent(arguments).arguments, deadline_s], sort_keys=True
-    )
+    given = tuple((name, _hashable(value)) for name, value in sorted(arguments.items()))
+    return tool.name, tool.spec.version, deadline_s, given
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, ImageView):
+        return value.ref.key
+    # 1, 1.0 and True are equal, and may mean different things to a tool
+    return tuple(map(_hashable, value)) if isinstance(value, list) else (type(value), value)

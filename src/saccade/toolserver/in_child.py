@@ -8,8 +8,10 @@ Left out on purpose: choosing calls and counting them, which is `workers`'.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -76,8 +78,9 @@ def _limit_memory(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def ready() -> int:
-    """A call that says that its worker has started: its process."""
+def ready(seconds: float = 0.0) -> int:
+    """The process of a worker that has started, after so many seconds."""
+    time.sleep(seconds)
     return os.getpid()
 
 
@@ -91,17 +94,18 @@ def call(name: str, arguments: dict[str, Any], blocks: Mapping[str, Block]) -> A
         returned = call_tool(_tools[name], arguments_from_json(arguments, given))
         parts, new = parts_to_json(returned, given)
     except (ToolError, ToolUnavailable, ToolCrashed) as error:
-        if isinstance(error.__cause__, MemoryError):
-            _end()
+        _end_if_starved(error.__cause__)
         return Answer(pid, None, {}, str(error), type(error).__name__)
-    except MemoryError:
-        _end()
+    except (MemoryError, OSError) as error:
+        _end_if_starved(error)
+        raise
     return Answer(pid, parts, {key: _packed(picture) for key, picture in new.items()})
 
 
-def _end() -> None:
-    sys.stderr.flush()
-    os._exit(OUT_OF_MEMORY)
+def _end_if_starved(error: BaseException | None) -> None:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        sys.stderr.flush()
+        os._exit(OUT_OF_MEMORY)
 
 
 def _packed(picture: Image.Image) -> tuple[bytes, int, int]:

@@ -1,16 +1,22 @@
 """Pictures that several processes of one machine see without copies through a pipe.
 
 Invariant: a block holds the RGB bytes of one picture and is never written again; whoever made it
-takes it away, and an image that is asked for again after that gets a new block.
+takes it away, and an image that is asked for again after that gets a new block. What a process that
+was killed has left is taken away by the next one.
 
+Files in memory (`/dev/shm`) and not `multiprocessing.shared_memory`: before Python 3.13 that counts
+readers as owners, and takes a block away when a reader is killed.
 Left out on purpose: other machines.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 import threading
 from collections import OrderedDict
-from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
@@ -20,13 +26,21 @@ from saccade.images import ImageView
 
 __all__ = ["Block", "SharedPictures", "picture_in"]
 
+PREFIX = "saccade-pictures-"
+"""Of folders of blocks; the process that made one stands behind it."""
+
 
 class Block(NamedTuple):
     """Where the bytes of a picture are."""
 
-    name: str
+    path: str
     width: int
     height: int
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return 3 * self.width * self.height
 
 
 class SharedPictures:
@@ -35,7 +49,8 @@ class SharedPictures:
     def __init__(self, most_bytes: int = 512 * 2**20) -> None:
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
-        self._blocks: OrderedDict[str, tuple[SharedMemory, Block]] = OrderedDict()
+        self._blocks: OrderedDict[str, Block] = OrderedDict()
+        self._folder: Path | None = None
         self._in_use: dict[str, int] = {}
         self._bytes = 0
 
@@ -48,11 +63,11 @@ class SharedPictures:
         with self._lock:
             if key not in self._blocks:
                 self._blocks[key] = self._written(view)
-                self._bytes += self._blocks[key][0].size
+                self._bytes += self._blocks[key].size
             self._blocks.move_to_end(key)
             self._in_use[key] = self._in_use.get(key, 0) + 1
             self._make_room()
-            return self._blocks[key][1]
+            return self._blocks[key]
 
     def let_go(self, view: ImageView) -> None:
         """The end of a use that `hold` began."""
@@ -66,45 +81,57 @@ class SharedPictures:
     def close(self) -> None:
         """Take all blocks away."""
         with self._lock:
-            while self._blocks:
-                self._drop(next(iter(self._blocks)))
+            self._blocks.clear()
+            self._bytes = 0
+            if self._folder is not None:
+                shutil.rmtree(self._folder, ignore_errors=True)
+                self._folder = None
 
-    def _written(self, view: ImageView) -> tuple[SharedMemory, Block]:
+    def _written(self, view: ImageView) -> Block:
         data = view.pixels.tobytes()
         try:
-            memory = SharedMemory(create=True, size=len(data))
+            if self._folder is None:
+                self._folder = _new_folder()
+            path = self._folder / view.ref.key
+            path.write_bytes(data)
         except OSError as error:
             raise ToolUnavailable(
                 f"No shared memory for a picture of {view.width} x {view.height} pixels "
                 f"({error.strerror}): free some, or run the tools in process."
             ) from error
-        _bytes_of(memory)[: len(data)] = data
-        return memory, Block(memory.name, view.width, view.height)
+        return Block(str(path), view.width, view.height)
 
     def _make_room(self) -> None:
         for key in [k for k in self._blocks if k not in self._in_use]:
             if self._bytes <= self._most_bytes:
                 return
-            self._drop(key)
-
-    def _drop(self, key: str) -> None:
-        memory, _ = self._blocks.pop(key)
-        self._bytes -= memory.size
-        memory.close()
-        memory.unlink()
+            block = self._blocks.pop(key)
+            self._bytes -= block.size
+            Path(block.path).unlink(missing_ok=True)
 
 
 def picture_in(block: Block) -> Image.Image:
-    """The picture in a block, copied out. Raises FileNotFoundError where it was taken away."""
-    memory = SharedMemory(name=block.name)
+    """The picture in a block. Raises FileNotFoundError where it was taken away."""
+    data = Path(block.path).read_bytes()
+    return Image.frombytes("RGB", (block.width, block.height), data)
+
+
+def _new_folder() -> Path:
+    """In memory where there is such a place; those of processes that are gone are taken away."""
+    place = Path("/dev/shm")
+    if not os.access(place, os.W_OK):
+        place = Path(tempfile.gettempdir())
+    for left in place.glob(f"{PREFIX}*"):
+        if not _is_alive(left.name.removeprefix(PREFIX).partition("-")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place))
+
+
+def _is_alive(pid: str) -> bool:
     try:
-        size = 3 * block.width * block.height
-        data = bytes(_bytes_of(memory)[:size])
-        return Image.frombytes("RGB", (block.width, block.height), data)
-    finally:
-        memory.close()
-
-
-def _bytes_of(memory: SharedMemory) -> memoryview:
-    assert memory.buf is not None  # it is None once closed
-    return memory.buf
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True

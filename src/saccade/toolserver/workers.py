@@ -40,7 +40,9 @@ TRIES = 4
 """Of a call whose workers die under it."""
 START_S = 120.0
 """For workers with their back ends."""
-STALLED_S = 5.0
+LOCKED_S = 5.0
+"""For which a pool may wait for a worker that died with its lock."""
+STALLED_S = 1.0
 """After the deadline of a call, without a word from its pool: then the pool is made anew."""
 
 
@@ -107,6 +109,15 @@ class Workers:
                     "machine out of memory?"
                 ) from None
 
+    def pids(self) -> list[int]:
+        """Of workers, as they are told by calls that are as many as there are processes."""
+        asked = [
+            group.ready_pool().schedule(in_child.ready, args=(0.05,))
+            for group in dict.fromkeys(self._groups.values())
+            for _ in range(4 * group.health.processes)
+        ]
+        return sorted({future.result(timeout=START_S) for future in asked})
+
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time: one in each process, and one that waits
         there, so that no process does.
@@ -166,6 +177,8 @@ class _Group:
     memory_mb: int | None
     pool: Any = None
     lock: threading.Lock = field(default_factory=threading.Lock)
+    ending: list[threading.Thread] = field(default_factory=list)
+    """Of pools that were given up."""
 
     async def answer(
         self,
@@ -233,16 +246,25 @@ class _Group:
     def _discard(self, pool: Any) -> None:
         """Stop a pool that does not answer any more, unless somebody did already."""
         with self.lock:
-            if self.pool is pool:
-                self.pool = None
-                pool.stop()
+            if self.pool is not pool:
+                return
+            self.pool = None
+            ending = threading.Thread(target=_end, args=(pool,), daemon=True)
+            self.ending.append(ending)
+            ending.start()
 
     def close(self) -> None:
         with self.lock:
             pool, self.pool = self.pool, None
         if pool is not None:
-            pool.stop()
-            pool.join(timeout=10)
+            _end(pool)
+        for ending in self.ending:
+            ending.join(timeout=10)
+
+
+def _end(pool: Any) -> None:
+    pool.stop()
+    pool.join()
 
 
 class _Stalled(Exception):
@@ -256,7 +278,7 @@ def _new_pool(processes: int, start: tuple[Any, ...]) -> Any:
     # Pebble looks at its workers this often, and gives the late ones this long to end by themselves
     CONSTS.sleep_unit = 0.02
     CONSTS.term_timeout = 0.2
-    CONSTS.channel_lock_timeout = STALLED_S
+    CONSTS.channel_lock_timeout = LOCKED_S
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["saccade.toolserver.in_child"])
     return ProcessPool(
