@@ -27,6 +27,7 @@ from saccade.geometry import Box, Point
 from saccade.images import ImageView, root_view
 from saccade.tools import builtin_tools
 from saccade.tools.running import InThreads, Returned
+from saccade.toolserver import serving
 from saccade.toolserver.controller import Controller
 from saccade.toolserver.guests import GuestLimits, Guests
 from saccade.toolserver.http_service import service
@@ -462,3 +463,33 @@ def test_text_parts_of_a_call_travel(running: Running) -> None:
     [part] = run(Remote([running.url], token=TOKEN), "measure", arguments)
     assert isinstance(part, Text)
     assert part.text.startswith("5.0 pixels apart")
+
+
+@pytest.mark.parametrize(("way", "module"), [("workers", "pebble"), ("remote", "httpx")])
+def test_a_way_that_is_not_installed_is_told_with_how_to_get_it(
+    way: str, module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "find_spec", lambda name: None)
+    recipe = Recipe.model_validate({"tools": ["crop"], "service": {"way": way}})
+    with pytest.raises(RecipeError, match=rf"needs {module}: pip install 'saccade\[serve\]'"):
+        serving.served(recipe)
+
+
+def test_groups_and_processes_must_be_of_the_tools() -> None:
+    service = {"way": "workers", "groups": {"a": ["fly"]}}
+    with pytest.raises(RecipeError, match="groups names 'fly', which is none of the tools"):
+        serving.served(Recipe.model_validate({"tools": ["crop"], "service": service}))
+    service = {"way": "workers", "processes": {"b": 2}}
+    with pytest.raises(RecipeError, match=r"the group 'b'\. There are: others"):
+        serving.served(Recipe.model_validate({"tools": ["crop"], "service": service}))
+
+
+def test_tools_with_back_ends_have_processes_of_their_own() -> None:
+    recipe = Recipe.model_validate(
+        {"tools": ["crop", "ocr", "zoom"], "service": {"groups": {"a": ["zoom"]}}}
+    )
+    assert serving._groups(recipe.service, recipe.tools) == {
+        "a": ("zoom",),
+        "ocr": ("ocr",),
+        "others": ("crop",),
+    }

@@ -12,6 +12,7 @@ import ipaddress
 import os
 import secrets
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 from saccade.config import Recipe, ServiceConfig
@@ -46,6 +47,7 @@ def served(recipe: Recipe) -> Served:
     tools = tools_named(ours, recipe.backends) if is_here else tools_described(ours)
     way = _WAYS[recipe.service.way](recipe)
     if theirs:
+        _need("mcp", "tools of MCP servers")
         from saccade.toolserver.mcp_tools import McpTools
         from saccade.toolserver.mixed import Mixed
 
@@ -60,6 +62,7 @@ def _in_process(_: Recipe) -> Way:
 
 
 def _workers(recipe: Recipe) -> Way:
+    _need("pebble", "service.way workers")
     from saccade.toolserver.workers import Workers
 
     service = recipe.service
@@ -93,6 +96,7 @@ def _groups(service: ServiceConfig, tools: tuple[str, ...]) -> Mapping[str, tupl
 
 
 def _remote(recipe: Recipe) -> Way:
+    _need("httpx", "service.way remote")
     from saccade.toolserver.remote import Remote
 
     token = os.environ.get(TOKEN, "")
@@ -112,6 +116,7 @@ def serve_tools(recipe: Recipe, *, host: str, port: int, say: Callable[[str], No
     """Serve until the process is told to end. Raises RecipeError for an address that others reach,
     without a token.
     """
+    _need("uvicorn", "serving tools")
     from saccade.toolserver.guests import Guests
     from saccade.toolserver.http_service import service
 
@@ -131,6 +136,7 @@ def serve_mcp(
     """Serve MCP clients: over the standard streams, or over HTTP at /mcp until it is told to end.
     Raises RecipeError as `serve_tools` does.
     """
+    _need("mcp", "serving MCP clients")
     from saccade.toolserver.guests import Guests
     from saccade.toolserver.http_service import TokenRequired
     from saccade.toolserver.mcp_service import mcp_server
@@ -151,6 +157,11 @@ def serve_mcp(
             _run(app, host=host, port=port)
     finally:
         controller.close()
+
+
+def _need(module: str, what: str) -> None:
+    if find_spec(module) is None:
+        raise RecipeError(f"{what} needs {module}: pip install 'saccade[serve]'.")
 
 
 def _token(host: str, say: Callable[[str], None]) -> str:
