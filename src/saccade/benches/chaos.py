@@ -26,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from saccade.benches.processes import children, command
 from saccade.dialects import dialect
 from saccade.engines import Sampling
 from saccade.engines.scripted import ScriptedEngine
@@ -228,26 +229,8 @@ def _do(kind: str, pid: int) -> bool:
 
 def _workers() -> list[int]:
     """Children of the server that forks the workers of this process."""
-    servers = [pid for pid in _children(os.getpid()) if b"forkserver" in _command(pid)]
-    return [pid for server in servers for pid in _children(server) if _command(pid)]
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            found += [int(p) for p in (task / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    return found
-
-
-def _command(pid: int) -> bytes:
-    """Empty where it is gone or dead."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+    servers = [pid for pid in children(os.getpid()) if b"forkserver" in command(pid)]
+    return [pid for server in servers for pid in children(server) if command(pid)]
 
 
 def _recovery(rounds: int = 20) -> list[float]:

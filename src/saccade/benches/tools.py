@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -27,6 +26,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from saccade.benches.processes import cpu_s, descendants
 from saccade.geometry import Box
 from saccade.images import ImageView, root_view
 from saccade.progress import progress
@@ -41,7 +41,15 @@ SIZES = ((800, 600), (2400, 1800))
 CALLERS = (1, 8, 32)
 CALLS = 1_000
 """Of each row."""
-_TICKS = os.sysconf("SC_CLK_TCK")
+ASK = """
+import sys, time, urllib.request
+while True:
+    began = time.perf_counter()
+    urllib.request.urlopen(sys.argv[1]).read()
+    print(time.perf_counter() - began, flush=True)
+    time.sleep(0.02)
+"""
+"""Asks a service how it is: a process of its own, which the callers' work does not hold up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +113,12 @@ def _row(
     arguments = [_arguments(tool, view, number) for number in range(calls)]
     function = builtin_tools()[tool]
     asyncio.run(way.run(function, _arguments(tool, view, calls), deadline_s=60))
-    before, client = _cpu_s(pids), time.process_time()
-    began = time.perf_counter()
-    latencies, health = asyncio.run(_load(way, function, arguments, callers, url))
-    seconds = time.perf_counter() - began
-    client, server = time.process_time() - client, _cpu_s(pids) - before
+    before, client = cpu_s(pids), time.process_time()
+    with _asking(url) as health:
+        began = time.perf_counter()
+        latencies = asyncio.run(_load(way, function, arguments, callers))
+        seconds = time.perf_counter() - began
+    client, server = time.process_time() - client, cpu_s(pids) - before
     return ToolCost(
         way=name,
         tool=tool,
@@ -133,12 +142,11 @@ def _arguments(tool: str, view: ImageView, number: int) -> dict[str, Any]:
 
 
 async def _load(
-    way: Way, tool: Tool, arguments: Sequence[dict[str, Any]], callers: int, url: str | None
-) -> tuple[list[float], list[float]]:
-    """Seconds of each call, the pixels of its pictures made, and of each question for health."""
+    way: Way, tool: Tool, arguments: Sequence[dict[str, Any]], callers: int
+) -> list[float]:
+    """Seconds of each call, the pixels of its pictures made."""
     waiting = iter(arguments)
     latencies: list[float] = []
-    health: list[float] = []
 
     async def caller() -> None:
         for given in waiting:
@@ -148,19 +156,26 @@ async def _load(
                     _ = part.pixels
             latencies.append(time.perf_counter() - began)
 
-    async def asker() -> None:
-        async with httpx.AsyncClient() as client:
-            while True:
-                began = time.perf_counter()
-                await client.get(f"{url}/health")
-                health.append(time.perf_counter() - began)
-                await asyncio.sleep(0.02)
-
-    asking = asyncio.create_task(asker()) if url else None
     await asyncio.gather(*(caller() for _ in range(callers)))
-    if asking is not None:
-        asking.cancel()
-    return latencies, health
+    return latencies
+
+
+@contextmanager
+def _asking(url: str | None) -> Iterator[list[float]]:
+    """Seconds of each question for health, filled in at the end; none without an address."""
+    health: list[float] = []
+    if url is None:
+        yield health
+        return
+    asker = subprocess.Popen(
+        [sys.executable, "-c", ASK, f"{url}/health"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        yield health
+    finally:
+        asker.terminate()
+        said, _ = asker.communicate()
+        health += [float(line) for line in said.split()]
 
 
 # --- ways -----------------------------------------------------------------------------------------
@@ -218,7 +233,7 @@ def _remote() -> Iterator[tuple[Way, list[int], str]]:
         _wait_for(url)
         way = Remote([url], token=token)
         stack.callback(way.close)
-        yield _as_way(way), [server.pid], url
+        yield _as_way(way), [server.pid, *descendants(server.pid)], url
 
 
 def _as_way(way: Way) -> Way:
@@ -239,15 +254,6 @@ def _wait_for(url: str) -> None:
                 return
         except httpx.TransportError:
             time.sleep(0.1)
-
-
-def _cpu_s(pids: Sequence[int]) -> float:
-    """Processor time of processes so far, in steps of a hundredth of a second."""
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / _TICKS
 
 
 def _table(rows: Sequence[ToolCost]) -> Table:
