@@ -27,8 +27,8 @@ def test_the_comparison_sees_a_change() -> None:
 
     from saccade.tools.running import InThreads
 
-    [episode] = asyncio.run(_played(InThreads(), 1))
-    [again] = asyncio.run(_played(InThreads(), 1))
+    [episode] = asyncio.run(_played(InThreads(), 1, deadline_s=5))
+    [again] = asyncio.run(_played(InThreads(), 1, deadline_s=5))
     assert _essence(episode) == _essence(again)
     assert len(episode.calls) == 4
     assert {c.name for c in episode.calls} <= {name for group in GROUPS.values() for name in group}

@@ -440,12 +440,20 @@ def bench_tools(
 def bench_chaos(
     episodes: Annotated[int, typer.Option(min=1, help="Of each run.")] = 1_000,
     seed: Annotated[int, typer.Option(help="Of the trouble.")] = 0,
+    way: Annotated[str, typer.Option(help="workers or ray.")] = "workers",
     as_json: AsJson = False,
 ) -> None:
     """Episodes whose tool workers are killed, stopped, slowed and starved: what became of them."""
     from saccade.benches.chaos import bench_chaos as bench
 
-    found = bench(episodes=episodes, seed=seed, show=not as_json)
+    if way not in ("workers", "ray"):
+        raise RecipeError(f"Chaos is for the ways workers and ray, got {way!r}.")
+    found = bench(
+        episodes=episodes,
+        seed=seed,
+        way="ray" if way == "ray" else "workers",
+        show=not as_json,
+    )
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(found)))
 

@@ -259,16 +259,22 @@ class BackendChoice(Section):
 class ServiceConfig(Section):
     """Who runs the tools; what they return is the same."""
 
-    way: Literal["inprocess", "workers", "remote"] = "inprocess"
-    """Threads of the run itself, worker processes of this machine, or `saccade serve tools`
-    elsewhere."""
+    way: Literal["inprocess", "workers", "ray", "remote"] = "inprocess"
+    """Threads of the run itself, worker processes of this machine, replicas of Ray Serve, or
+    `saccade serve tools` elsewhere."""
     groups: dict[str, tuple[str, ...]] = {}
-    """Tools that share the processes of a group, by its name; tools in none share one more. For
-    `workers`."""
+    """Tools that share the processes of a group, by its name; tools in none share one more, and
+    those with back ends have one each. For `workers` and `ray`."""
     processes: dict[str, Positive] = {}
     """Of each group; 1 for groups that are left out."""
+    autoscale_to: dict[str, Positive] = {}
+    """Most processes of a group, where `ray` may start more than the above as calls come."""
+    gpus: dict[str, Weight] = {}
+    """Share of a GPU that each process of a group takes, for `ray`."""
+    ray_address: str | None = None
+    """Of a cluster; null: one is started on this machine."""
     memory_mb: Positive | None = 4096
-    """Address space of a worker process; null: no limit."""
+    """Address space of a worker process beyond what it starts with; null: no limit."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 0
     """Of worker processes; 0 to 19, higher gives way to others."""
     urls: tuple[str, ...] = ()

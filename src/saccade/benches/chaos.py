@@ -17,9 +17,10 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -47,11 +48,12 @@ from saccade.types import Episode, Sample, StopReason
 __all__ = ["Chaos", "bench_chaos"]
 
 GROUPS = {"cut": ("crop", "zoom"), "turn": ("rotate", "compare", "measure")}
-EVERY_S = 0.05
+EVERY_S = {"workers": 0.05, "ray": 1.0}
 """Between two pieces of trouble."""
 SLOWED_S = 0.3
 STARVED_BYTES = 64 * 2**20
-DEADLINE_S = 3.0
+DEADLINE_S = {"workers": 3.0, "ray": 20.0}
+"""Of a call: some times what it takes to replace a worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,24 +85,30 @@ class Chaos:
     recovery_worst_s: float
 
 
-def bench_chaos(*, episodes: int = 1000, seed: int = 0, show: bool = True) -> Chaos:
+def bench_chaos(
+    *,
+    episodes: int = 1000,
+    seed: int = 0,
+    way: Literal["workers", "ray"] = "workers",
+    show: bool = True,
+) -> Chaos:
     """Raises SaccadeError where there is no /proc to find workers in."""
     if not Path("/proc/self/task").exists():
         raise SaccadeError("Chaos finds its victims in /proc, which this system has not.")
-    want = asyncio.run(_played(InThreads(), episodes))
-    way = Workers(GROUPS, processes=dict.fromkeys(GROUPS, 2))
-    way.start()
-    trouble = _Trouble(seed)
+    deadline_s = DEADLINE_S[way]
+    want = asyncio.run(_played(InThreads(), episodes, deadline_s=deadline_s))
+    runs, victims = _WAYS[way](GROUPS, 2), _VICTIMS[way]
+    trouble = _Trouble(seed, victims, every_s=EVERY_S[way])
     trouble.start()
     began = time.perf_counter()
     try:
-        got = asyncio.run(_played(way, episodes))
+        got = asyncio.run(_played(runs, episodes, deadline_s=deadline_s))
     finally:
         trouble.stop()
         seconds = time.perf_counter() - began
-        way.close()
-    recovery = _recovery()
-    health = way.health()
+        runs.close()
+    recovery = _recovery(_WAYS[way]({"cut": ("crop",)}, 1), victims)
+    health = runs.health()
     by_id: dict[str, list[Episode]] = {}
     for episode in got:
         by_id.setdefault(episode.sample.id, []).append(episode)
@@ -135,7 +143,7 @@ def _essence(episode: Episode) -> object:
 # --- episodes -------------------------------------------------------------------------------------
 
 
-async def _played(way: Way, episodes: int) -> list[Episode]:
+async def _played(way: Way, episodes: int, *, deadline_s: float) -> list[Episode]:
     store = ImageStore()
     rng = np.random.default_rng(7)
     images = [
@@ -148,7 +156,7 @@ async def _played(way: Way, episodes: int) -> list[Episode]:
         engine=ScriptedEngine(scripts, ids=False),
         dialect=dialect("hermes", style="signature"),
         store=store,
-        toolbox=ToolBox(tools, store=store, deadline_s=DEADLINE_S, runner=Controller(way)),
+        toolbox=ToolBox(tools, store=store, deadline_s=deadline_s, runner=Controller(way)),
         frame=lambda ref: Frame.pixels(ref.width, ref.height),
         limits=Limits(max_turns=6, max_tokens_per_turn=400, max_context_tokens=100_000),
         rubric=Rubric(((answer, 1.0),)),
@@ -190,15 +198,17 @@ def _call(name: str, **arguments: object) -> str:
 class _Trouble(threading.Thread):
     """Does something to a worker again and again, until it is told to stop."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, victims: Callable[[], list[int]], *, every_s: float) -> None:
         super().__init__(daemon=True)
+        self._victims = victims
+        self._every_s = every_s
         self._rng = random.Random(seed)
         self._ended = threading.Event()
         self.done = dict.fromkeys(("killed", "stopped", "slowed", "starved"), 0)
 
     def run(self) -> None:
-        while not self._ended.wait(EVERY_S):
-            workers = _workers()
+        while not self._ended.wait(self._every_s):
+            workers = self._victims()
             if workers:
                 kind = self._rng.choices([*self.done], weights=[6, 1, 3, 3])[0]
                 if _do(kind, self._rng.choice(workers)):
@@ -227,25 +237,45 @@ def _do(kind: str, pid: int) -> bool:
     return True
 
 
-def _workers() -> list[int]:
+def _forked() -> list[int]:
     """Children of the server that forks the workers of this process."""
     servers = [pid for pid in children(os.getpid()) if b"forkserver" in command(pid)]
     return [pid for server in servers for pid in children(server) if command(pid)]
 
 
-def _recovery(rounds: int = 20) -> list[float]:
+def _replicas() -> list[int]:
+    """Processes that Ray names after our deployments."""
+    pids = (int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit())
+    return [pid for pid in pids if command(pid).startswith(b"ray::ServeReplica:saccade-")]
+
+
+def _of_workers(groups: Mapping[str, Sequence[str]], processes: int) -> Way:
+    way = Workers(groups, processes=dict.fromkeys(groups, processes))
+    way.start()
+    return way
+
+
+def _of_ray(groups: Mapping[str, Sequence[str]], processes: int) -> Way:
+    from saccade.toolserver.ray_tools import RayTools
+
+    return RayTools(groups, replicas=dict.fromkeys(groups, processes))
+
+
+_WAYS = {"workers": _of_workers, "ray": _of_ray}
+_VICTIMS = {"workers": _forked, "ray": _replicas}
+
+
+def _recovery(way: Way, victims: Callable[[], list[int]], *, rounds: int = 20) -> list[float]:
     """Seconds from the death of a group's only worker to its next answer."""
     crop = builtin_tools()["crop"]
     view = root_view(Image.new("RGB", (800, 600), "white"))
     arguments = {"image": view, "box": Box(0, 0, 200, 100)}
-    way = Workers({"cut": ("crop",)})
-    way.start()
 
     async def measured() -> list[float]:
         found = []
         for _ in range(rounds):
             await way.run(crop, arguments, deadline_s=30)
-            [worker] = _workers()
+            [worker] = victims()
             os.kill(worker, signal.SIGKILL)
             began = time.perf_counter()
             await way.run(crop, arguments, deadline_s=30)

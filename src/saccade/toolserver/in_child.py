@@ -13,7 +13,9 @@ import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -27,7 +29,16 @@ from saccade.tools.spec import Tool
 from saccade.toolserver.shared_pictures import Block, picture_in
 from saccade.toolserver.wire import arguments_from_json, given_view, parts_to_json
 
-__all__ = ["OUT_OF_MEMORY", "Answer", "call", "ready", "start"]
+__all__ = [
+    "OUT_OF_MEMORY",
+    "Answer",
+    "answered",
+    "call",
+    "end_if_starved",
+    "is_kept",
+    "ready",
+    "start",
+]
 
 OUT_OF_MEMORY = 77
 """Exit status of a worker that ran out of its memory."""
@@ -72,9 +83,13 @@ def start(
 
 
 def _limit_memory(memory_mb: int) -> None:
+    if sys.platform != "linux":  # others do not keep this limit
+        return
     import resource
 
-    limit = memory_mb * 2**20
+    # beyond what is mapped already: some that start us map far more than they use
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limit = mapped + memory_mb * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -86,23 +101,31 @@ def ready(seconds: float = 0.0) -> int:
 
 def call(name: str, arguments: dict[str, Any], blocks: Mapping[str, Block]) -> Answer:
     """One call; images among the arguments are named by their keys in `blocks`."""
+    return answered(name, arguments, {k: partial(picture_in, b) for k, b in blocks.items()})
+
+
+def answered(
+    name: str, arguments: dict[str, Any], pictures: Mapping[str, Callable[[], Image.Image]]
+) -> Answer:
+    """One call; `pictures` gives those among the arguments that are not here yet, by their keys."""
     pid = os.getpid()
     if _no_start:
         return Answer(pid, None, {}, _no_start[0], ToolUnavailable.__name__)
     try:
-        given = {key: _picture(key, block) for key, block in blocks.items()}
+        given = {key: _kept(key, get) for key, get in pictures.items()}
         returned = call_tool(_tools[name], arguments_from_json(arguments, given))
         parts, new = parts_to_json(returned, given)
     except (ToolError, ToolUnavailable, ToolCrashed) as error:
-        _end_if_starved(error.__cause__)
+        end_if_starved(error.__cause__)
         return Answer(pid, None, {}, str(error), type(error).__name__)
     except (MemoryError, OSError) as error:
-        _end_if_starved(error)
+        end_if_starved(error)
         raise
     return Answer(pid, parts, {key: _packed(picture) for key, picture in new.items()})
 
 
-def _end_if_starved(error: BaseException | None) -> None:
+def end_if_starved(error: BaseException | None) -> None:
+    """Ends the process where the error says that it has no memory left."""
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         sys.stderr.flush()
         os._exit(OUT_OF_MEMORY)
@@ -112,9 +135,14 @@ def _packed(picture: Image.Image) -> tuple[bytes, int, int]:
     return picture.tobytes(), picture.width, picture.height
 
 
-def _picture(key: str, block: Block) -> ImageView:
+def is_kept(key: str) -> bool:
+    """Whether a picture is here."""
+    return key in _pictures
+
+
+def _kept(key: str, get: Callable[[], Image.Image]) -> ImageView:
     if key not in _pictures:
-        _pictures[key] = given_view(key, picture_in(block))
+        _pictures[key] = given_view(key, get())
         while len(_pictures) > 1 and sum(3 * v.width * v.height for v in _pictures.values()) > (
             KEPT_BYTES
         ):

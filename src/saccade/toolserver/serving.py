@@ -95,6 +95,28 @@ def _groups(service: ServiceConfig, tools: tuple[str, ...]) -> Mapping[str, tupl
     return groups
 
 
+def _ray(recipe: Recipe) -> Way:
+    if find_spec("ray") is None:
+        raise RecipeError("service.way ray needs ray: pip install 'saccade[ray]'.")
+    from saccade.toolserver.ray_tools import RayTools
+
+    service = recipe.service
+    groups = _groups(service, recipe.tools)
+    if unknown := sorted({*service.autoscale_to, *service.gpus} - {*groups}):
+        raise RecipeError(
+            f"service names the group {unknown[0]!r}. There are: {', '.join(groups)}."
+        )
+    return RayTools(
+        groups,
+        backends=recipe.backends,
+        replicas=service.processes,
+        autoscale_to=service.autoscale_to,
+        gpus=service.gpus,
+        memory_mb=service.memory_mb,
+        address=service.ray_address,
+    )
+
+
 def _remote(recipe: Recipe) -> Way:
     _need("httpx", "service.way remote")
     from saccade.toolserver.remote import Remote
@@ -105,9 +127,10 @@ def _remote(recipe: Recipe) -> Way:
     return Remote(recipe.service.urls, token=token)
 
 
-_WAYS: dict[Literal["inprocess", "workers", "remote"], Callable[[Recipe], Way]] = {
+_WAYS: dict[Literal["inprocess", "workers", "ray", "remote"], Callable[[Recipe], Way]] = {
     "inprocess": _in_process,
     "workers": _workers,
+    "ray": _ray,
     "remote": _remote,
 }
 

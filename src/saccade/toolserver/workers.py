@@ -194,23 +194,24 @@ class _Group:
         from pebble import ProcessExpired
 
         ends = time.monotonic() + deadline_s
-        starved = 0
+        died = starved = 0
         self.health.running += 1
         try:
-            for _ in range(TRIES):
+            while died < TRIES:
                 left = ends - time.monotonic()
                 if left <= 0:
                     raise missed_deadline(name, deadline_s)
                 pool = self.ready_pool()
                 try:
                     answer = await self._asked(pool, (name, arguments, blocks), left)
-                except ProcessExpired as died:
+                except ProcessExpired as expired:
                     self.health.died += 1
-                    starved += died.exitcode == OUT_OF_MEMORY
+                    died += 1
+                    starved += expired.exitcode == OUT_OF_MEMORY
                 except TimeoutError:
                     self.health.killed += 1
                     raise missed_deadline(name, deadline_s) from None
-                except (BrokenProcessPool, _Stalled):
+                except (BrokenProcessPool, _Stalled):  # no fault of this call
                     self._discard(pool)
                 else:
                     self.health.answered += 1

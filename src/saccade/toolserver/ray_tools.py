@@ -1,0 +1,253 @@
+"""Tools on Ray Serve: replicas on all nodes of a cluster, with GPU fractions and autoscaling.
+
+Invariant: as in `workers`, a call ends with what the tool gave or with an error of ours, once; it
+is asked again where its replica died under it, until its deadline. A picture is put into Ray's
+object store once and is fetched by a replica once. A replica whose call is past its deadline says
+so when it is asked for its health, and is replaced.
+
+Left out on purpose: starting a cluster; without an address one is started on this machine alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from saccade import errors
+from saccade.config import BackendChoice, BackendKind
+from saccade.errors import ToolUnavailable
+from saccade.images import ImageView
+from saccade.tools.running import Returned, missed_deadline
+from saccade.tools.spec import Tool
+from saccade.toolserver import in_child
+from saccade.toolserver.in_child import Answer
+from saccade.toolserver.wire import parts_from_json, sent
+from saccade.toolserver.workers import WorkersHealth
+
+__all__ = ["RayTools"]
+
+START_S = 120.0
+"""For a cluster and its replicas."""
+HEALTH_S = 1.0
+"""Between two questions for the health of a replica, and twice that to answer one."""
+KEPT_PICTURES = 256
+"""In the object store, those used last."""
+
+
+class RayTools:
+    """Groups of tools, each a deployment of Ray Serve. `close` ends them."""
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[str]],
+        *,
+        backends: Mapping[BackendKind, BackendChoice] | None = None,
+        replicas: Mapping[str, int] | None = None,
+        autoscale_to: Mapping[str, int] | None = None,
+        gpus: Mapping[str, float] | None = None,
+        memory_mb: int | None = 4096,
+        address: str | None = None,
+    ) -> None:
+        """`replicas` of each group, the least of them where it is in `autoscale_to`; `gpus`: the
+        share of one that a replica takes. Raises ToolUnavailable where Ray does not start.
+        """
+        import ray
+        from ray import serve
+
+        self._is_ours = not ray.is_initialized()
+        try:
+            if self._is_ours:
+                ray.init(
+                    address=address,
+                    include_dashboard=False if address is None else None,
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                )
+            logging.getLogger("ray.serve").setLevel(logging.ERROR)
+            choices = {kind: choice.model_dump() for kind, choice in (backends or {}).items()}
+            self._handles: dict[str, Any] = {}
+            self._health: dict[str, WorkersHealth] = {}
+            self._apps: list[str] = []
+            for group, names in groups.items():
+                count = (replicas or {}).get(group, 1)
+                deployed = serve.deployment(
+                    name=group,
+                    **_scale(count, (autoscale_to or {}).get(group)),
+                    ray_actor_options={"num_cpus": 0.1, "num_gpus": (gpus or {}).get(group, 0)},
+                    max_ongoing_requests=2,
+                    health_check_period_s=HEALTH_S,
+                    health_check_timeout_s=2 * HEALTH_S,
+                    graceful_shutdown_timeout_s=1,
+                    logging_config={"log_level": "ERROR"},
+                )(_Replica)
+                app = f"saccade-{group}"
+                bound = deployed.bind(tuple(names), choices, memory_mb)
+                handle = serve.run(bound, name=app, route_prefix=None)
+                self._apps.append(app)
+                health = WorkersHealth(group, count)
+                for name in names:
+                    self._handles[name], self._health[name] = handle, health
+        except (RuntimeError, ConnectionError, OSError) as error:
+            raise ToolUnavailable(f"Ray does not start the tools: {error}") from error
+        self._pictures: OrderedDict[str, Any] = OrderedDict()
+
+    def capacity(self, name: str) -> int:
+        """Calls of a tool that it takes at the same time."""
+        return 2 * self._health[name].processes
+
+    def health(self) -> list[WorkersHealth]:
+        """Of each group, at once."""
+        return [*{h.group: h for h in self._health.values()}.values()]
+
+    def close(self) -> None:
+        """End the deployments, and Ray where it was started for them."""
+        import ray
+        from ray import serve
+
+        for app in self._apps:
+            serve.delete(app)
+        if self._is_ours:
+            serve.shutdown()
+            ray.shutdown()
+
+    async def run(
+        self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
+    ) -> list[Returned]:
+        """See `tools.running.Runner`."""
+        if tool.name not in self._handles:
+            raise ToolUnavailable(f"No replicas run {tool.name}: add it to a group of tools.")
+        call = sent(arguments)
+        held = {key: self._held(view) for key, view in call.images.items()}
+        health = self._health[tool.name]
+        health.running += 1
+        try:
+            async with asyncio.timeout(deadline_s):
+                answer = await self._answer(tool.name, call.arguments, held, deadline_s)
+        except TimeoutError:
+            health.killed += 1
+            raise missed_deadline(tool.name, deadline_s) from None
+        finally:
+            health.running -= 1
+        health.answered += 1
+        health.last_answer = time.time()
+        if answer.parts is None:
+            raise getattr(errors, answer.kind)(answer.error)
+        new = {
+            key: Image.frombytes("RGB", (width, height), data)
+            for key, (data, width, height) in answer.pictures.items()
+        }
+        return parts_from_json(answer.parts, call.images, new)
+
+    async def _answer(
+        self, name: str, arguments: dict[str, Any], held: dict[str, Any], deadline_s: float
+    ) -> Answer:
+        """What came of a call, asked again as long as its replica dies under it."""
+        from ray.exceptions import RayError, RayTaskError
+
+        while True:
+            try:
+                answer: Answer = await self._handles[name].call.remote(
+                    name, arguments, held, deadline_s
+                )
+                return answer
+            except RayError as error:
+                # what is raised there is a bug, unless there was no memory to raise anything better
+                if isinstance(error, RayTaskError) and not isinstance(error.cause, MemoryError):
+                    raise
+                self._health[name].died += 1
+                await asyncio.sleep(0.05)
+
+    def _held(self, view: ImageView) -> tuple[list[Any], int, int]:
+        """Where a picture is in the object store; in a list, or Ray would fetch it for the call."""
+        import ray
+
+        key = view.ref.key
+        if key not in self._pictures:
+            self._pictures[key] = ray.put(view.pixels.tobytes())
+            while len(self._pictures) > KEPT_PICTURES:
+                self._pictures.popitem(last=False)
+        self._pictures.move_to_end(key)
+        return [self._pictures[key]], view.width, view.height
+
+
+def _scale(count: int, most: int | None) -> dict[str, Any]:
+    if most is None:
+        return {"num_replicas": count}
+    return {
+        "autoscaling_config": {
+            "min_replicas": count,
+            "max_replicas": most,
+            "target_ongoing_requests": 1,
+        }
+    }
+
+
+class _Replica:
+    """One process of a group, somewhere in the cluster: one call at a time."""
+
+    def __init__(
+        self,
+        names: tuple[str, ...],
+        choices: dict[BackendKind, dict[str, Any]],
+        memory_mb: int | None,
+    ) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._thread.submit(in_child.start, names, choices, memory_mb, 0).result()
+        self._turn = asyncio.Lock()
+        self._late_at: float | None = None
+
+    async def call(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        held: dict[str, tuple[list[Any], int, int]],
+        deadline_s: float,
+    ) -> Answer:
+        """As `in_child.answered`."""
+        try:
+            return await self._answered(name, arguments, held, deadline_s)
+        except (MemoryError, OSError) as error:
+            in_child.end_if_starved(error)
+            raise
+
+    async def _answered(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        held: dict[str, tuple[list[Any], int, int]],
+        deadline_s: float,
+    ) -> Answer:
+        pictures = {}
+        for key, ([ref], width, height) in held.items():
+            data = b"" if in_child.is_kept(key) else await ref
+            pictures[key] = _Picture(data, width, height)
+        async with self._turn:
+            self._late_at = time.monotonic() + deadline_s
+            try:
+                work = partial(in_child.answered, name, arguments, pictures)
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            finally:
+                self._late_at = None
+
+    def check_health(self) -> None:
+        """Raises RuntimeError where its call hangs: then Ray Serve replaces it."""
+        if self._late_at is not None and time.monotonic() > self._late_at:
+            raise RuntimeError("A call is past its deadline.")
+
+
+class _Picture:
+    """The bytes of a picture, unpacked when asked."""
+
+    def __init__(self, data: bytes, width: int, height: int) -> None:
+        self._data, self._size = data, (width, height)
+
+    def __call__(self) -> Image.Image:
+        return Image.frombytes("RGB", self._size, self._data)
