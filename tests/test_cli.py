@@ -519,7 +519,12 @@ def test_synth_writes_demonstrations_that_sft_reads(tmp_path: Path, name: str) -
 
 
 def test_tools_list_names_each_tool_with_its_arguments() -> None:
-    found = {t["name"]: t for t in json.loads(ok("tools", "list", "--json").stdout)}
+    said = json.loads(ok("tools", "list", "--json").stdout)
+    found = {t["name"]: t for t in said["tools"]}
+    [reader] = [b for b in said["backends"] if b["name"] == "rapidocr"]
+    assert (reader["kind"], reader["is_default"], reader["missing"]) == ("reader", True, [])
+    assert found["ocr"]["needs"] == ["reader"]
+    assert found["crop"]["needs"] == []
     assert {"crop", "zoom", "look", "terminate"} <= found.keys()
     assert all(t["description"] and t["schema"]["properties"] for t in found.values())
     table = ok("tools", "list").stdout
@@ -680,7 +685,7 @@ def test_the_installed_command_speaks_any_script_whatever_the_terminal_does(
     assert wrong.stderr.count(b"\n") == 1
     listed = started("tools", "list", "--json")
     assert (listed.returncode, listed.stderr) == (0, b"")
-    assert "crop" in [t["name"] for t in json.loads(listed.stdout)]
+    assert "crop" in [t["name"] for t in json.loads(listed.stdout)["tools"]]
 
 
 # --- what is shipped ------------------------------------------------------------------------------

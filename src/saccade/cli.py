@@ -288,23 +288,37 @@ def synth(
 
 @tools_app.command("list")
 def tools_list(as_json: AsJson = False) -> None:
-    """The tools with their arguments."""
+    """The tools with their arguments, and the back ends that do their looking."""
     from rich.console import Console
     from rich.table import Table
 
+    from saccade.backends import listed
     from saccade.tools import builtin_tools
 
     tools = builtin_tools().values()
     if as_json:
         rows = [
-            {"name": t.name, "description": t.spec.description, "schema": t.spec.schema}
+            {
+                "name": t.name,
+                "description": t.spec.description,
+                "schema": t.spec.schema,
+                "aliases": t.aliases,
+                "needs": [kind for _, kind in t.needs],
+            }
             for t in tools
         ]
-        typer.echo(json.dumps(rows))
+        backends = [b._asdict() for b in listed()]
+        typer.echo(json.dumps({"tools": rows, "backends": backends}))
         return
-    table = Table("tool", "arguments", "what it does")
+    table = Table("tool", "arguments", "what it does", "needs")
     for t in tools:
-        table.add_row(t.name, ", ".join(t.spec.schema["properties"]), t.spec.description)
+        needs = ", ".join(kind for _, kind in t.needs)
+        table.add_row(t.name, ", ".join(t.spec.schema["properties"]), t.spec.description, needs)
+    Console().print(table)
+    table = Table("back end", "kind", "needs", "here")
+    for b in listed():
+        missing = "no: " + ", ".join(b.missing) if b.missing else "yes"
+        table.add_row(b.name, b.kind + (", default" if b.is_default else ""), b.needs, missing)
     Console().print(table)
 
 

@@ -12,6 +12,7 @@ is an empty list: it never guesses a place.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import NamedTuple
 
 from saccade import plugins
 from saccade.backends.kinds import (
@@ -34,6 +35,7 @@ __all__ = [
     "Backend",
     "Detected",
     "Detector",
+    "Listed",
     "Pointed",
     "Pointer",
     "Printed",
@@ -41,6 +43,7 @@ __all__ = [
     "Segmented",
     "Segmenter",
     "builtin_backends",
+    "listed",
     "made",
     "missing_packages",
 ]
@@ -59,6 +62,27 @@ DEFAULTS: dict[BackendKind, str] = {"reader": "rapidocr"}
 def builtin_backends() -> dict[str, type[Backend]]:
     """Every back end that comes with saccade, by name."""
     return {b.name: b for b in (RapidReader,)}
+
+
+class Listed(NamedTuple):
+    """What people who choose a back end must know of it."""
+
+    name: str
+    kind: BackendKind
+    is_default: bool
+    needs: str
+    missing: list[str]
+    """Modules that are not installed here."""
+
+
+def listed() -> list[Listed]:
+    """Every back end that comes with saccade, by kind."""
+    return [
+        Listed(b.name, kind, DEFAULTS.get(kind) == b.name, b.needs, missing_packages(b))
+        for kind, of_kind in KINDS.items()
+        for b in builtin_backends().values()
+        if issubclass(b, of_kind)
+    ]
 
 
 def made(kind: BackendKind, choice: BackendChoice) -> Backend:
