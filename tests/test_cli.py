@@ -543,9 +543,12 @@ def test_tools_call_takes_pixels_and_writes_the_picture_that_came_back(
 
 
 def test_bench_found_tells_what_is_found_in_each_variety() -> None:
-    told = json.loads(ok("bench", "found", "--count", 1, "--json").stdout)
+    told = json.loads(ok("bench", "found", "frames", "--count", 1, "--json").stdout)
     assert [row["variety"] for row in told] == list(VARIETIES)
-    assert all(row["figures"] == 1 for row in told)
+    assert all((row["what"], row["figures"]) == ("frames", 1) for row in told)
+    wrong = run("bench", "found", "frames,unicorns", "--count", 1)
+    assert wrong.exit_code == 1
+    assert "Nobody looks for 'unicorns', only for frames, print" in wrong.output
 
 
 def test_bench_engine_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:

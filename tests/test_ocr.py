@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from saccade.backends import Printed, Reader, builtin_backends, made
+from saccade.benches.found import LEAST_PX, bench_found
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError
 from saccade.geometry import Box, Frame, iou
@@ -117,3 +118,38 @@ def test_the_words_of_a_figure_are_read_where_they_stand(rapid: Reader) -> None:
 def test_the_smallest_picture_and_a_white_one_have_no_print(rapid: Reader) -> None:
     assert rapid.read(Image.new("RGB", (1, 1), "white")) == []
     assert rapid.read(Image.new("RGB", (300, 200), "white")) == []
+
+
+def test_the_table_of_print_counts_words_characters_and_what_is_no_print(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    item = figure(1)
+    texts = [t for t in item.texts if t.size_px >= LEAST_PX]
+    title = next(t for t in texts if t.role == "title" and " " in t.text)
+    words = sum(len(t.text.split()) for t in texts)
+    nowhere = next(
+        box
+        for x in range(0, 400, 7)
+        if not any((box := Box(x, 0, x + 2, 2)).intersection(t.box) for t in item.texts)
+    )
+    first, rest = title.text.split(" ", 1)
+    lines = [
+        *(Printed(t.text, t.box, 1.0) for t in texts if t is not title),
+        Printed(f"{first[:-1]}# {rest}", title.box, 1.0),
+        Printed("ghost", nowhere, 1.0),
+    ]
+    monkeypatch.setattr("saccade.benches.found.made", lambda *_: Scripted(lines))
+    monkeypatch.setattr("saccade.benches.found.figure", lambda *_, **__: item)
+    [row] = bench_found(count=1, varieties=("plain",), what=("print",), show=False)
+    assert row.there == words
+    assert row.found == pytest.approx(1 - 1 / words)
+    assert row.quality == pytest.approx(1 - 1 / len(first) / words)
+    assert row.wrong == 1
+
+
+def test_print_that_stands_upright_is_read(rapid: Reader) -> None:
+    item = figure(1)
+    upright = [t for t in item.texts if t.box.height > 1.5 * t.box.width and len(t.text) > 2]
+    assert upright
+    read = {line.text for line in rapid.read(item.image)}
+    assert {t.text for t in upright} <= read

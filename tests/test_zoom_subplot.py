@@ -111,10 +111,10 @@ def test_place_or_box_but_not_both() -> None:
 
 def test_the_table_counts_what_is_missed_and_what_is_wrong() -> None:
     plain, bare = bench_found(count=3, varieties=("plain", "borderless"), show=False)
-    assert plain.share_found == 1.0
-    assert plain.mean_iou is not None
-    assert plain.mean_iou > 0.98
+    assert plain.found == 1.0
+    assert plain.quality is not None
+    assert plain.quality > 0.98
     assert plain.wrong == 0
-    assert (bare.share_found, bare.mean_iou) == (0.0, 0.0)  # no frame is there to be seen
+    assert (bare.found, bare.quality) == (0.0, 0.0)  # no frame is there to be seen
     assert bare.there > 0
     assert plain.ms > 0

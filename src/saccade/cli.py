@@ -425,14 +425,17 @@ def bench_engine(as_json: AsJson = False) -> None:
 
 @bench_app.command("found")
 def bench_found(
+    what: Annotated[str, typer.Argument(help="With commas: frames, print.")] = "frames,print",
     count: Annotated[int, typer.Option(min=1, help="Figures of each variety.")] = 300,
+    varieties: Annotated[str | None, typer.Option(help="With commas; default: all.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What tools find in matplotlib figures, against what is there."""
-
     from saccade.benches.found import bench_found as bench
+    from saccade.worlds.figures import VARIETIES
 
-    found = bench(count=count, show=not as_json)
+    chosen = [v for v in VARIETIES if varieties is None or v in varieties.split(",")]
+    found = bench(count=count, what=what.split(","), varieties=chosen, show=not as_json)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in found]))
 

@@ -1,7 +1,8 @@
 """RapidOCR: PaddleOCR's models on onnxruntime, which come in its wheel.
 
-Invariant: small print is enlarged before it is looked for; nothing is fetched.
-Left out on purpose: other scripts than the bundled models read, and the direction of print.
+Invariant: small print is enlarged before it is looked for, print that stands upright is turned
+before it is read; nothing is fetched.
+Left out on purpose: other scripts than the bundled models read, and print at other angles.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ ENLARGED = 2.0
 """At most; digits at ticks are missed at their own size."""
 LEAST_SCORE = 0.6
 """Hatches and marks are read as letters with less."""
+UPRIGHT = 1.5
+"""Print is turned that is so many times as high as wide; a digit is not."""
+AROUND_PX = 4
+"""Of print that is read again, which its box may cut."""
 
 
 class RapidReader(Reader):
@@ -50,12 +55,15 @@ class RapidReader(Reader):
         )
 
     def read(self, picture: Image.Image) -> list[Printed]:
+        original = picture
         scale = min(ENLARGED, LONGEST_PX / max(picture.size))
         if scale != 1:
             size = (math.ceil(picture.width * scale), math.ceil(picture.height * scale))
             picture = picture.resize(size, Image.Resampling.BICUBIC)
-        with self._lock:  # it keeps what it is asked in itself
-            found = self._engine(np.asarray(picture)[:, :, ::-1])
+        with self._lock:  # it keeps in itself what it is asked, for the next call too
+            found = self._engine(
+                np.asarray(picture)[:, :, ::-1], use_det=True, use_cls=False, use_rec=True
+            )
         if found.boxes is None:
             return []
         whole = Box(0, 0, picture.width, picture.height)
@@ -63,7 +71,24 @@ class RapidReader(Reader):
         for quad, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
             (x0, y0), (x1, y1) = quad.min(axis=0), quad.max(axis=0)
             box = Box(float(x0), float(y0), float(x1) + 1, float(y1) + 1).intersection(whole)
-            if box is not None and text.strip():
-                place = Box(*(v / scale for v in box.as_tuple()))
-                lines.append(Printed(text.strip(), place, float(score)))
+            if box is None or not text.strip():
+                continue
+            place = Box(*(v / scale for v in box.as_tuple()))
+            line = Printed(text.strip(), place, float(score))
+            is_upright = place.height > UPRIGHT * place.width and len(line.text) > 1
+            lines.append(self._turned(line, original) if is_upright else line)
         return sorted(lines, key=lambda line: (line.box.y0, line.box.x0))
+
+    def _turned(self, line: Printed, picture: Image.Image) -> Printed:
+        """The line read again from both sides, as it is surest of it."""
+        around = line.box.expand(AROUND_PX).clip(*picture.size)
+        assert around is not None
+        cut = picture.crop(tuple(round(v) for v in around.as_tuple()))  # type: ignore[arg-type]
+        best = line
+        for turn in (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90):
+            turned = np.asarray(cut.transpose(turn))[:, :, ::-1]
+            with self._lock:
+                found = self._engine(turned, use_det=False, use_cls=False, use_rec=True)
+            if found.txts and found.scores[0] > (best.score or 0) and found.txts[0].strip():
+                best = Printed(found.txts[0].strip(), line.box, float(found.scores[0]))
+        return best

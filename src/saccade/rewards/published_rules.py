@@ -15,7 +15,7 @@ from typing import Protocol
 
 from saccade.rewards.quantities import NUMBER_WORDS
 
-__all__ = ["RULES", "Rule"]
+__all__ = ["RULES", "Rule", "edit_distance"]
 
 
 class Rule(Protocol):
@@ -59,7 +59,7 @@ def chartqa_relaxed(gold: str, prediction: str) -> bool:
     return chartqa_relaxed_nostrip(gold, prediction.strip())
 
 
-def _edit_distance(a: str, b: str) -> int:
+def edit_distance(a: str, b: str) -> int:
     """Levenshtein distance, bit-parallel (Myers 1999; Hyyro 2003): len(b) steps on len(a) bits."""
     if not a or not b:
         return max(len(a), len(b))
@@ -105,7 +105,7 @@ def _anls(gold: str, prediction: str) -> float:
         return 1.0
     if 2 * (longer - shorter) >= longer:  # the distance is at least the difference of the lengths
         return 0.0
-    share = _edit_distance(g, p) / longer
+    share = edit_distance(g, p) / longer
     return 1.0 - share if share < 0.5 else 0.0
 
 
