@@ -19,8 +19,11 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+import yaml
 from PIL import Image
+from typer.main import get_command
 
+from saccade.cli import app
 from saccade.config import Recipe
 from saccade.errors import RecipeError, ToolError, ToolUnavailable
 from saccade.geometry import Box, Point
@@ -493,3 +496,31 @@ def test_tools_with_back_ends_have_processes_of_their_own() -> None:
         "ocr": ("ocr",),
         "others": ("crop",),
     }
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+CONTAINERS = Path(__file__).parent.parent / "containers"
+
+
+def test_every_container_serves_tools_that_there_are_by_a_command_that_there_is() -> None:
+    """Nothing is built here: what is tested is that file and program agree."""
+    services = yaml.safe_load((CONTAINERS / "compose.yaml").read_text())["services"]
+    served = set()
+    ports = [described["ports"][0] for described in services.values()]
+    assert len(set(ports)) == len(ports)
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+    for described in services.values():
+        group, name, *arguments = described["command"]
+        command = get_command(app).commands[group].commands[name]  # type: ignore[attr-defined]
+        context = command.make_context(name, [str(a) for a in arguments])
+        served |= set(context.params["tools"].split(","))
+        assert context.params["host"] == "0.0.0.0"
+        assert "SACCADE_TOKEN" in described["environment"]
+    assert served <= set(TOOLS)
+    lines = (CONTAINERS / "Containerfile").read_text().splitlines()
+    [entry] = [json.loads(x.split(" ", 1)[1]) for x in lines if x.startswith("ENTRYPOINT")]
+    [usual] = [json.loads(x.split(" ", 1)[1]) for x in lines if x.startswith("CMD")]
+    assert entry == ["saccade"]
+    assert usual[:2] == ["serve", "tools"]
+    assert any(x.startswith("USER ") and x != "USER root" for x in lines)
