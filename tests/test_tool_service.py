@@ -23,6 +23,7 @@ import yaml
 from PIL import Image
 from typer.main import get_command
 
+import troublesome_tools
 from saccade.cli import app
 from saccade.config import Recipe
 from saccade.errors import RecipeError, ToolError, ToolUnavailable
@@ -443,6 +444,23 @@ def test_what_is_held_is_bounded_and_what_was_dropped_is_told(running: Running) 
     )
     assert answer.status_code == 409
     assert "send its bytes first, or again" in answer.json()["error"]
+
+
+def test_a_picture_that_a_tool_made_of_nothing_is_dropped_as_any_other() -> None:
+    guests = Guests(
+        [troublesome_tools.painter],
+        runner=Controller(InThreads()),
+        limits=GuestLimits(held_bytes=1),
+    )
+
+    async def play() -> None:
+        name, _ = await guests.take(png(noise(60)))
+        result = await guests.call("painter", {"image": name})
+        assert not result.failed
+
+    asyncio.run(play())
+    for kept in guests._store._kept:
+        assert f"img_{kept[:16]}" in guests._images
 
 
 def test_pictures_of_different_callers_can_not_be_put_in_each_others_place(

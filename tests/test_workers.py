@@ -111,6 +111,11 @@ def test_mistakes_and_crashes_come_back_as_what_they_are(trouble: Workers) -> No
         run(trouble, "crasher")
 
 
+def test_errors_of_a_kind_of_their_own_are_told_as_what_they_are_to_us(trouble: Workers) -> None:
+    with pytest.raises(ToolError, match="particular about this"):
+        run(trouble, "particular")
+
+
 def test_a_call_whose_worker_is_killed_is_done_again(trouble: Workers) -> None:
     pid = int(run(trouble, "who")[0].text)  # type: ignore[union-attr]
 

@@ -49,6 +49,16 @@ def refuser() -> str:
     raise ToolError("Not like that; like this.")
 
 
+class Particular(ToolError):
+    """An error of a tool's own."""
+
+
+@tool
+def particular() -> str:
+    """Refuse in its own way."""
+    raise Particular("I am particular about this.")
+
+
 @tool
 def crasher() -> str:
     """Raise what no tool should."""
@@ -68,7 +78,7 @@ def who() -> str:
     return str(os.getpid())
 
 
-ALL: list[Tool] = [sleeper, suicide, frozen, glutton, refuser, crasher, painter, who]
+ALL: list[Tool] = [sleeper, suicide, frozen, glutton, refuser, particular, crasher, painter, who]
 
 
 def start(names: Any, choices: Any, memory_mb: int | None, niceness: int) -> None:

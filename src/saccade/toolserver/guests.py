@@ -138,10 +138,14 @@ class Guests:
             return ref
 
     def _hold(self, ref: ImageRef) -> str:
-        name = f"img_{ref.key[:16]}"
+        """The name of an image from now on; what it is made from is held too, or nobody would drop
+        it.
+        """
         with self._lock:
-            self._images[name] = ref
-            self._images.move_to_end(name)
+            for one in dict.fromkeys((*ref.roots(), ref)):
+                name = f"img_{one.key[:16]}"
+                self._images[name] = one
+                self._images.move_to_end(name)
             held = sum(3 * r.width * r.height for r in self._images.values() if r.is_root)
             while len(self._images) > 1 and (
                 held > self.limits.held_bytes or len(self._images) > self.limits.held_images

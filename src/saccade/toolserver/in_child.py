@@ -61,7 +61,7 @@ class Answer(NamedTuple):
     """New ones: RGB bytes, width, height."""
     error: str = ""
     kind: str = ""
-    """Name of the error's class, where it failed."""
+    """Which of the three errors of a call it is, where it failed."""
 
 
 def start(
@@ -117,7 +117,8 @@ def answered(
         parts, new = parts_to_json(returned, given)
     except (ToolError, ToolUnavailable, ToolCrashed) as error:
         end_if_starved(error.__cause__)
-        return Answer(pid, None, {}, str(error), type(error).__name__)
+        kind = next(k for k in (ToolError, ToolUnavailable, ToolCrashed) if isinstance(error, k))
+        return Answer(pid, None, {}, str(error), kind.__name__)
     except (MemoryError, OSError) as error:
         end_if_starved(error)
         raise

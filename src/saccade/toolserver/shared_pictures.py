@@ -54,6 +54,10 @@ class SharedPictures:
         self._in_use: dict[str, int] = {}
         self._bytes = 0
 
+    def has(self, view: ImageView) -> bool:
+        """Whether there is a block of it now."""
+        return view.ref.key in self._blocks
+
     def hold(self, view: ImageView) -> Block:
         """The block of an image, made where there is none; kept at least until `let_go`.
 

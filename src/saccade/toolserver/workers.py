@@ -140,7 +140,10 @@ class Workers:
         try:
             blocks = {}
             for key, view in call.images.items():
-                blocks[key] = self._pictures.hold(view)
+                if self._pictures.has(view):
+                    blocks[key] = self._pictures.hold(view)
+                else:  # writing one takes its time
+                    blocks[key] = await asyncio.to_thread(self._pictures.hold, view)
                 held.append(view)
             answer = await group.answer(tool.name, call.arguments, blocks, deadline_s=deadline_s)
         finally:
