@@ -416,6 +416,19 @@ def test_no_hostile_request_is_slow_or_large_or_ends_the_service(running: Runnin
         assert not good.json()["failed"]
 
 
+def test_no_body_is_read_beyond_its_limit(running: Running) -> None:
+    for path, size in (("pictures", LIMITS.picture_bytes), ("tools/crop", LIMITS.request_bytes)):
+        answer = httpx.post(f"{running.url}/{path}", content=bytes(size + 1), headers=AUTH)
+        assert answer.status_code == 413
+        assert f"longer than the limit of {size} bytes" in answer.json()["error"]
+        assert httpx.post(
+            f"{running.url}/{path}", content=bytes(size), headers=AUTH
+        ).status_code in (
+            400,
+            422,
+        )
+
+
 def test_raw_pictures_must_be_what_their_query_says(running: Running) -> None:
     headers = AUTH | {"Content-Type": "application/x-rgb"}
     for query, data in (
@@ -448,17 +461,16 @@ def test_what_is_held_is_bounded_and_what_was_dropped_is_told(running: Running) 
 
 def test_a_picture_that_a_tool_made_of_nothing_is_dropped_as_any_other() -> None:
     guests = Guests(
-        [troublesome_tools.painter],
+        [troublesome_tools.framer],
         runner=Controller(InThreads()),
-        limits=GuestLimits(held_bytes=1),
+        limits=GuestLimits(held_bytes=10**6),
     )
 
     async def play() -> None:
-        name, _ = await guests.take(png(noise(60)))
-        result = await guests.call("painter", {"image": name})
-        assert not result.failed
+        assert not (await guests.call("framer", {})).failed
 
     asyncio.run(play())
+    assert guests._store._kept
     for kept in guests._store._kept:
         assert f"img_{kept[:16]}" in guests._images
 

@@ -22,6 +22,7 @@ from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
 from saccade.tools import builtin_tools
 from saccade.tools.running import InThreads, Returned
+from saccade.toolserver.wire import parts_from_json, parts_to_json
 from saccade.toolserver.workers import TRIES, Workers
 from saccade.types import Text
 
@@ -102,6 +103,15 @@ def test_a_picture_that_a_tool_made_itself_travels_and_what_derives_from_it_keep
     store = ImageStore()
     assert isinstance(there[1], ImageView)
     assert store.view(store.add(there[1])).pixels.size == (30, 50)
+
+
+def test_of_the_answer_only_pictures_travel_that_the_caller_does_not_have() -> None:
+    view = noise()
+    parts = [view.crop(Box(0, 0, 9, 9)), view, *TOOLS["painter"](view)[:1]]
+    value, new = parts_to_json(parts, {view.ref.key: view})
+    assert list(new) == [parts[2].ref.key]
+    again = parts_from_json(value, {view.ref.key: view}, new)
+    assert [p.ref for p in again if isinstance(p, ImageView)] == [p.ref for p in parts]
 
 
 def test_mistakes_and_crashes_come_back_as_what_they_are(trouble: Workers) -> None:

@@ -73,12 +73,29 @@ def painter(image: ImageView) -> list[ImageView | str]:
 
 
 @tool
+def framer() -> ImageView:
+    """Give a part of a picture that it made itself and does not give."""
+    return root_view(Image.fromarray(np.full((20, 20, 3), 99, dtype=np.uint8))).rotate(90)
+
+
+@tool
 def who() -> str:
     """Tell the process."""
     return str(os.getpid())
 
 
-ALL: list[Tool] = [sleeper, suicide, frozen, glutton, refuser, particular, crasher, painter, who]
+ALL: list[Tool] = [
+    sleeper,
+    suicide,
+    frozen,
+    glutton,
+    refuser,
+    particular,
+    crasher,
+    painter,
+    framer,
+    who,
+]
 
 
 def start(names: Any, choices: Any, memory_mb: int | None, niceness: int) -> None:
