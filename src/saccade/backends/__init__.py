@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 from saccade import plugins
+from saccade.backends.fills_segmenter import FillSegmenter
 from saccade.backends.kinds import (
     Backend,
     Detected,
@@ -55,13 +56,13 @@ KINDS: dict[BackendKind, type[Backend]] = {
     "segmenter": Segmenter,
 }
 """By the names that recipes use."""
-DEFAULTS: dict[BackendKind, str] = {"reader": "rapidocr"}
+DEFAULTS: dict[BackendKind, str] = {"reader": "rapidocr", "segmenter": "fills"}
 """Of each kind the one that a recipe gets that names none."""
 
 
 def builtin_backends() -> dict[str, type[Backend]]:
     """Every back end that comes with saccade, by name."""
-    return {b.name: b for b in (RapidReader,)}
+    return {b.name: b for b in (RapidReader, FillSegmenter)}
 
 
 class Listed(NamedTuple):

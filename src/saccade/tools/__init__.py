@@ -21,6 +21,8 @@ from saccade.tools.look import look
 from saccade.tools.measure import measure
 from saccade.tools.ocr import ocr
 from saccade.tools.rotate import rotate
+from saccade.tools.segment import segment
+from saccade.tools.segment_around_point import segment_around_point
 from saccade.tools.spec import Between, On, Parameter, Tool, XCoordinate, YCoordinate, tool
 from saccade.tools.terminate import terminate
 from saccade.tools.toolbox import ToolBox
@@ -46,6 +48,8 @@ __all__ = [
     "measure",
     "ocr",
     "rotate",
+    "segment",
+    "segment_around_point",
     "terminate",
     "tool",
     "tools_described",
@@ -101,7 +105,8 @@ def builtin_tools() -> dict[str, Tool]:
     """Every tool that comes with saccade, by name; the answer action comes last."""
     tools = (
         *(crop, zoom, zoom_subplot, look, compare, rotate, enhance),
-        *(draw_horizontal_line, draw_vertical_line, measure, ocr),
+        *(draw_horizontal_line, draw_vertical_line, measure),
+        *(ocr, segment, segment_around_point),
         terminate,
     )
     return {t.name: t for t in tools}
