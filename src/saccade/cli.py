@@ -290,7 +290,7 @@ def synth(
 def tools_list(as_json: AsJson = False) -> None:
     """The tools with their arguments, and the back ends that do their looking."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from saccade.backends import listed
     from saccade.tools import builtin_tools
@@ -310,7 +310,7 @@ def tools_list(as_json: AsJson = False) -> None:
         backends = [b._asdict() for b in listed()]
         typer.echo(json.dumps({"tools": rows, "backends": backends}))
         return
-    table = Table("tool", "arguments", "what it does", "needs")
+    table = Table(Column("tool", no_wrap=True), "arguments", "what it does", "needs")
     for t in tools:
         needs = ", ".join(kind for _, kind in t.needs)
         table.add_row(t.name, ", ".join(t.spec.schema["properties"]), t.spec.description, needs)
