@@ -25,7 +25,9 @@ from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 from saccade.assemble import answering, data_file
+from saccade.backends import builtin_backends
 from saccade.benches.engine import bench_engine
+from saccade.benches.found import SOURCES
 from saccade.cli import app, recipe_path
 from saccade.config import Recipe
 from saccade.dialects import dialect
@@ -40,7 +42,6 @@ from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import Setup
 from saccade.synth import read_demonstrations
 from saccade.worlds.charts import item
-from saccade.worlds.figures import VARIETIES
 
 ROOT = Path(__file__).parent.parent
 TOP = (
@@ -59,7 +60,7 @@ TOP = (
 )
 COMMANDS = {
     *TOP,
-    *("tools list", "tools call", "tools status", "serve tools", "serve mcp"),
+    *("tools list", "tools call", "tools fetch", "tools status", "serve tools", "serve mcp"),
     *("bench engine", "bench found", "bench rl", "bench tools", "bench chaos"),
 }
 CHINESE_ARABIC_EMOJI = "柱子 2 的值是多少？ ما قيمة العمود؟ 🙂👩‍🔬"
@@ -542,13 +543,53 @@ def test_tools_call_takes_pixels_and_writes_the_picture_that_came_back(
     assert part.tobytes() == chart.crop((100, 50, 300, 150)).tobytes()
 
 
+def test_models_of_back_ends_are_told_with_size_and_licence() -> None:
+    told = json.loads(ok("tools", "fetch", "--json").stdout)
+    names = {b.name for b in builtin_backends().values() if b.extra == "train"}
+    assert {k["backend"] for k in told} == names
+    assert all(k["size_mb"] > 0 and k["licence"] for k in told)
+    shown = ok("tools", "fetch").stdout
+    assert "Apache-2.0" in shown
+    assert "commercial" in shown
+
+
+def test_a_model_is_fetched_into_a_folder_or_its_lack_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def fetched(name: str, **how: object) -> str:
+        asked.append((name, how["revision"], how["local_dir"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetched)
+    said = ok("tools", "fetch", "some/model@abc", "--into", tmp_path).stdout
+    assert asked == [("some/model", "abc", tmp_path)]
+    assert str(tmp_path) in said.replace("\n", "")
+    wrong = run("tools", "fetch", "no-id")
+    assert wrong.exit_code == 1
+    assert "'no-id' is no id of the hub's" in wrong.output
+
+
 def test_bench_found_tells_what_is_found_in_each_variety() -> None:
-    told = json.loads(ok("bench", "found", "frames", "--count", 1, "--json").stdout)
-    assert [row["variety"] for row in told] == list(VARIETIES)
-    assert all((row["what"], row["figures"]) == ("frames", 1) for row in told)
+    told = json.loads(ok("bench", "found", "frames,segment-box", "--count", 1, "--json").stdout)
+    assert [row["variety"] for row in told] == list(SOURCES) * 2
+    assert {row["what"] for row in told} == {"frames", "segment-box"}
+    assert all(row["figures"] == 1 for row in told)
     wrong = run("bench", "found", "frames,unicorns", "--count", 1)
     assert wrong.exit_code == 1
     assert "Nobody looks for 'unicorns', only for frames, print" in wrong.output
+
+
+def test_bench_found_looks_through_the_back_ends_that_are_named() -> None:
+    chosen = ("--varieties", "plain", "--count", 1)
+    wrong = run("bench", "found", "print", *chosen, "--backend", "reader=nobody")
+    assert wrong.exit_code == 1
+    assert "No reader named 'nobody'" in wrong.output
+    for typed in ("nose=tesseract", "reader", "reader="):
+        wrong = run("bench", "found", "print", *chosen, "--backend", typed)
+        assert wrong.exit_code == 1
+        assert f"{typed!r} names no back end" in wrong.output
 
 
 def test_bench_engine_prints_ratios(monkeypatch: pytest.MonkeyPatch) -> None:

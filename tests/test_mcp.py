@@ -68,7 +68,6 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "draw_horizontal_line": {"y": 7},
     "draw_vertical_line": {"x": 7},
     "measure": {"start": [0, 0], "end": [3, 4]},
-    "zoom_subplot": {"box": [3, 4, 30, 20]},
 }
 
 

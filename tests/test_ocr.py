@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from saccade.backends import Printed, Reader, builtin_backends, made
-from saccade.benches.found import LEAST_PX, bench_found
+from saccade.benches.found import bench_found
+from saccade.benches.judges import LEAST_PX
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError
 from saccade.geometry import Box, Frame, iou
@@ -19,21 +20,7 @@ from saccade.tools import ToolBox, builtin_tools, tools_named
 from saccade.tools.ocr import MOST_LINES
 from saccade.types import BoxFound, ImageShown, Text, ToolCall, ToolResult
 from saccade.worlds.figures import figure
-
-
-class Scripted(Reader):
-    """Reads what it is told to, whatever it sees."""
-
-    name = "scripted"
-
-    def __init__(self, lines: list[Printed]) -> None:
-        super().__init__(BackendChoice())
-        self.lines = lines
-        self.sizes: list[tuple[int, int]] = []
-
-    def read(self, picture: Image.Image) -> list[Printed]:
-        self.sizes.append(picture.size)
-        return self.lines
+from scripted_reader import Scripted
 
 
 def call(reader: Reader, arguments: dict[str, Any], picture: Image.Image) -> ToolResult:
@@ -138,7 +125,7 @@ def test_the_table_of_print_counts_words_characters_and_what_is_no_print(
         Printed(f"{first[:-1]}# {rest}", title.box, 1.0),
         Printed("ghost", nowhere, 1.0),
     ]
-    monkeypatch.setattr("saccade.benches.found.made", lambda *_: Scripted(lines))
+    monkeypatch.setattr("saccade.benches.judges.made", lambda *_: Scripted(lines))
     monkeypatch.setattr("saccade.benches.found.figure", lambda *_, **__: item)
     [row] = bench_found(count=1, varieties=("plain",), what=("print",), show=False)
     assert row.there == words

@@ -107,7 +107,7 @@ def sentence(result: ToolResult) -> str:
 BUILTIN = tuple(t for t in builtin_tools().values() if not t.needs)
 AVAILABLE = (
     "compare, crop, draw_horizontal_line, draw_vertical_line, enhance, look, measure, rotate, "
-    "terminate, zoom, zoom_subplot"
+    "terminate, zoom"
 )
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from PIL import Image
 
 from saccade.benches.found import bench_found
 from saccade.errors import ToolError
-from saccade.geometry import Box
+from saccade.geometry import Box, iou
 from saccade.images import ImageView, root_view
 from saccade.tools import zoom_subplot
-from saccade.worlds.figures import FigureItem, figure
+from saccade.worlds.chart_figures import chart_figure
+from saccade.worlds.figures import FigureItem, PlotKind, PlotPart, Variety, figure
+from scripted_reader import Scripted, printed
 
 
 def framed(rows: int, columns: int) -> FigureItem:
@@ -23,12 +26,18 @@ def framed(rows: int, columns: int) -> FigureItem:
 
 
 GRID = framed(2, 2)
-VIEW = root_view(GRID.image)
+
+
+def zoomed(item: FigureItem, where: str | None = None, box: Box | None = None) -> Box:
+    """What is cut out of a figure whose print is read without mistakes."""
+    tool = zoom_subplot.with_backends({"reader": printed(item)})
+    return shown(tool(root_view(item.image), where=where, box=box))
 
 
 def shown(view: ImageView) -> Box:
     ((_, polygon),) = view.ref.to_roots()
-    return polygon.bounds
+    bounds: Box = polygon.bounds
+    return bounds
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,7 @@ def shown(view: ImageView) -> Box:
     ],
 )
 def test_a_plot_is_named_by_its_place(words: str, number: int) -> None:
-    region = shown(zoom_subplot(VIEW, where=words))
+    region = zoomed(GRID, where=words)
     wanted = GRID.plots[number]
     for plot in GRID.plots:
         common = region.intersection(plot.frame)
@@ -59,7 +68,7 @@ def test_a_plot_is_named_by_its_place(words: str, number: int) -> None:
 
 def test_a_plot_is_cut_with_all_that_is_printed_around_it() -> None:
     for number, plot in enumerate(GRID.plots, start=1):
-        region = shown(zoom_subplot(VIEW, where=str(number)))
+        region = zoomed(GRID, where=str(number))
         near = plot.frame.expand(2)
         titles = [t for t in GRID.texts if t.role == "title" and t.text == plot.title]
         ticks = [
@@ -80,33 +89,105 @@ def test_a_plot_is_cut_with_all_that_is_printed_around_it() -> None:
 def test_a_box_means_the_frame_that_it_covers_most_of() -> None:
     frame = GRID.plots[3].frame
     loose = Box(frame.x0 - 30, frame.y0 + 20, frame.x1 - 20, frame.y1)
-    assert shown(zoom_subplot(VIEW, box=loose)) == shown(zoom_subplot(VIEW, where="4"))
+    assert zoomed(GRID, box=loose) == zoomed(GRID, where="4")
 
 
-def test_a_box_without_any_frame_is_cut_as_it_is() -> None:
-    pie = next(f for f in map(figure, range(200)) if {p.kind for p in f.plots} == {"pie"})
+def test_a_box_in_a_picture_without_plots_is_cut_as_it_is() -> None:
+    tool = zoom_subplot.with_backends({"reader": Scripted([])})
+    view = root_view(Image.new("RGB", (200, 160), "white"))
     box = Box(20, 30, 120, 140)
-    assert shown(zoom_subplot(root_view(pie.image), box=box)) == box
+    assert shown(tool(view, box=box)) == box
+    with pytest.raises(ToolError, match="No plots could be told apart in this image"):
+        tool(view, where="top left")
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("top", "2 plots are at 'top': there are 4 framed plots in 2 rows of 2 and 2"),
+        ("top", "2 plots are at 'top': there are 4 plots in 2 rows of 2 and 2, titled 1 '.*', 2 '"),
         ("row 3 column 1", "No plot is at 'row 3 column 1'"),
         ("9", "No plot is at '9'"),
-        ("the one about rain", "No plot is at .* number from 1 to 4"),
+        ("the one about whales", "No plot is at .*say its title, its number, or row and column"),
     ],
 )
 def test_what_names_no_plot_or_several_is_told_with_what_there_is(words: str, said: str) -> None:
     with pytest.raises(ToolError, match=said):
-        zoom_subplot(VIEW, where=words)
+        zoomed(GRID, where=words)
 
 
 def test_place_or_box_but_not_both() -> None:
-    for given in ({}, {"where": "1", "box": Box(0, 0, 50, 50)}):
-        with pytest.raises(ToolError, match="either where or box"):
-            zoom_subplot(VIEW, **given)
+    with pytest.raises(ToolError, match="either where or box"):
+        zoomed(GRID)
+    with pytest.raises(ToolError, match="either where or box"):
+        zoomed(GRID, where="1", box=Box(0, 0, 50, 50))
+
+
+FRAMED: set[PlotKind] = {"bars", "lines", "scatter"}
+
+
+def marks(plot: PlotPart) -> Box:
+    boxes = [s.box for s in plot.shapes]
+    return Box(
+        min(b.x0 for b in boxes),
+        min(b.y0 for b in boxes),
+        max(b.x1 for b in boxes),
+        max(b.y1 for b in boxes),
+    )
+
+
+def a_grid_with(kind: PlotKind, variety: Variety = "plain") -> FigureItem:
+    items = (figure(index, variety=variety) for index in range(60))
+    return next(i for i in items if i.rows > 1 and any(p.kind == kind for p in i.plots))
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        GRID,
+        a_grid_with("pie"),
+        a_grid_with("bars", "borderless"),
+        a_grid_with("lines", "dark"),
+        next(i for i in map(chart_figure, range(40)) if len(i.plots) > 2),
+    ],
+    ids=["framed", "pies", "borderless", "dark", "charts"],
+)
+def test_a_plot_is_named_by_its_title_with_or_without_a_frame(item: FigureItem) -> None:
+    for plot in item.plots:
+        region = zoomed(item, where=plot.title)
+        for other in item.plots:
+            common = region.intersection(marks(other))
+            share = 0.0 if common is None else common.area / marks(other).area
+            assert share > 0.95 if other is plot else share < 0.05, (plot.title, other.title)
+        [title] = [t for t in item.texts if t.text == plot.title and t.role == "title"]
+        held = region.intersection(title.box)
+        assert held is not None
+        assert held.area > 0.8 * title.box.area
+
+
+def test_a_slip_in_a_title_is_forgiven_and_another_title_is_not() -> None:
+    title = GRID.plots[2].title
+    slip = title[:-1] + ("x" if title[-1] != "x" else "y")
+    assert zoomed(GRID, where=slip) == zoomed(GRID, where=title.upper())
+    with pytest.raises(ToolError, match="No plot is at"):
+        zoomed(GRID, where=title[: len(title) // 2])
+
+
+def test_an_inset_has_its_plot_whole_and_counts_for_no_place() -> None:
+    items = (figure(i, variety="inset") for i in range(40))
+    item = next(
+        i
+        for i in items
+        if len(i.plots) == 3
+        and i.plots[-1].is_inset
+        and i.plots[0].kind != "pie" != i.plots[1].kind
+    )
+    [outer] = [p for p in item.plots[:2] if iou(p.frame, item.plots[-1].frame) > 0]
+    region = zoomed(item, where=outer.title)
+    held = region.intersection(outer.frame)
+    assert held is not None
+    assert held.area > 0.98 * outer.frame.area
+    inset = zoomed(item, box=item.plots[-1].frame)
+    assert inset.area < 0.5 * region.area
 
 
 def test_the_table_counts_what_is_missed_and_what_is_wrong() -> None:

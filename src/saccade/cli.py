@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 from typer.core import TyperGroup
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 from saccade.errors import RecipeError, SaccadeError
 
 if TYPE_CHECKING:
-    from saccade.config import Recipe
+    from saccade.config import BackendChoice, BackendKind, Recipe
     from saccade.tasks import Task
     from saccade.types import Episode
 
@@ -336,6 +337,34 @@ def tools_call(
         typer.echo(part)
 
 
+@tools_app.command("fetch")
+def tools_fetch(
+    model: Annotated[
+        str | None, typer.Argument(help="OWNER/NAME or OWNER/NAME@COMMIT; none: those known.")
+    ] = None,
+    into: Annotated[Path | None, typer.Option(help="Folder; default: the hub's cache.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a model for a back end, or tell which are known, how large, under which licence."""
+    from saccade.backends.models_known import KNOWN, fetch
+
+    if model is not None:
+        folder = fetch(model, into)
+        typer.echo(json.dumps({"folder": str(folder)}) if as_json else f"{model} lies in {folder}")
+        return
+    if as_json:
+        typer.echo(json.dumps([k._asdict() for k in KNOWN]))
+        return
+    from rich.console import Console
+    from rich.table import Column, Table
+
+    table = Table("back end", Column("model", overflow="fold"), "size", "licence", "commit")
+    for k in KNOWN:
+        commit = k.revision[:12] if k.revision else "newest"
+        table.add_row(k.backend, k.model, f"{k.size_mb} MB", k.licence, commit)
+    Console().print(table)
+
+
 @tools_app.command("status")
 def tools_status(
     url: Annotated[str, typer.Argument(help="Address of a service.")] = "http://127.0.0.1:8300",
@@ -425,19 +454,44 @@ def bench_engine(as_json: AsJson = False) -> None:
 
 @bench_app.command("found")
 def bench_found(
-    what: Annotated[str, typer.Argument(help="With commas: frames, print.")] = "frames,print",
+    what: Annotated[str | None, typer.Argument(help="With commas; default: everything.")] = None,
     count: Annotated[int, typer.Option(min=1, help="Figures of each variety.")] = 300,
     varieties: Annotated[str | None, typer.Option(help="With commas; default: all.")] = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="As kind=name or kind=name:model; may be repeated.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What tools find in matplotlib figures, against what is there."""
+    """What tools find in figures and charts, against what is there."""
+    from saccade.benches.found import SOURCES
     from saccade.benches.found import bench_found as bench
-    from saccade.worlds.figures import VARIETIES
+    from saccade.benches.judges import JUDGES
 
-    chosen = [v for v in VARIETIES if varieties is None or v in varieties.split(",")]
-    found = bench(count=count, what=what.split(","), varieties=chosen, show=not as_json)
+    found = bench(
+        count=count,
+        what=list(JUDGES) if what is None else what.split(","),
+        varieties=list(SOURCES) if varieties is None else varieties.split(","),
+        backends=_backends(backend or ()),
+        show=not as_json,
+    )
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(row) for row in found]))
+
+
+def _backends(told: Sequence[str]) -> dict[BackendKind, BackendChoice]:
+    """Back ends by kind, from what was typed."""
+    from saccade.config import BackendChoice, BackendKind
+
+    chosen: dict[BackendKind, BackendChoice] = {}
+    for one in told:
+        kind, _, rest = one.partition("=")
+        name, _, model = rest.partition(":")
+        of_kind = next((k for k in get_args(BackendKind) if k == kind), None)
+        if of_kind is None or not name:
+            kinds = ", ".join(get_args(BackendKind))
+            raise RecipeError(f"{one!r} names no back end: say kind=name, with one of {kinds}.")
+        chosen[of_kind] = BackendChoice(name=name, model=model or None)
+    return chosen
 
 
 @bench_app.command("tools")

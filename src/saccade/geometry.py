@@ -8,6 +8,7 @@ a frame is declared, never guessed from the magnitude of numbers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +18,18 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-__all__ = ["Affine", "Box", "Frame", "FrameKind", "Mask", "Point", "Polygon", "iou", "union_area"]
+__all__ = [
+    "Affine",
+    "Box",
+    "Frame",
+    "FrameKind",
+    "Mask",
+    "Point",
+    "Polygon",
+    "iou",
+    "rows_of",
+    "union_area",
+]
 
 FrameKind = Literal["pixels", "thousand", "resized", "unit", "percent"]
 
@@ -394,3 +406,17 @@ def union_area(boxes: Sequence[Box]) -> float:
             if any(b.x0 <= x0 and b.x1 >= x1 and b.y0 <= y0 and b.y1 >= y1 for b in boxes):
                 total += (x1 - x0) * (y1 - y0)
     return total
+
+
+def rows_of(boxes: Sequence[Box]) -> list[list[Box]]:
+    """Rows from the top, each from the left; boxes of one row overlap in height by half."""
+    rows: list[list[Box]] = []
+    for box in sorted(boxes, key=lambda b: b.y0):
+        for row in rows:
+            common = min(row[0].y1, box.y1) - max(row[0].y0, box.y0)
+            if common > 0.5 * min(row[0].height, box.height):
+                row.append(box)
+                break
+        else:
+            rows.append([box])
+    return [sorted(row, key=lambda b: b.x0) for row in rows]

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from saccade import plugins
 from saccade.backends.fills_segmenter import FillSegmenter
+from saccade.backends.grounding_dino import GroundingDinoDetector
 from saccade.backends.kinds import (
     Backend,
     Detected,
@@ -27,7 +28,11 @@ from saccade.backends.kinds import (
     Segmented,
     Segmenter,
 )
+from saccade.backends.pointing_vlm import VlmPointer
 from saccade.backends.rapidocr_reader import RapidReader
+from saccade.backends.sam import SamSegmenter
+from saccade.backends.tesseract_reader import TesseractReader
+from saccade.backends.vocabulary import VocabularyDetector, VocabularyPointer
 from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError
 
@@ -56,13 +61,22 @@ KINDS: dict[BackendKind, type[Backend]] = {
     "segmenter": Segmenter,
 }
 """By the names that recipes use."""
-DEFAULTS: dict[BackendKind, str] = {"reader": "rapidocr", "segmenter": "fills"}
+DEFAULTS: dict[BackendKind, str] = {
+    "reader": "rapidocr",
+    "detector": "vocabulary",
+    "pointer": "vocabulary-points",
+    "segmenter": "fills",
+}
 """Of each kind the one that a recipe gets that names none."""
 
 
 def builtin_backends() -> dict[str, type[Backend]]:
     """Every back end that comes with saccade, by name."""
-    return {b.name: b for b in (RapidReader, FillSegmenter)}
+    readers = (RapidReader, TesseractReader)
+    detectors = (VocabularyDetector, GroundingDinoDetector)
+    pointers = (VocabularyPointer, VlmPointer)
+    segmenters = (FillSegmenter, SamSegmenter)
+    return {b.name: b for b in (*readers, *detectors, *pointers, *segmenters)}
 
 
 class Listed(NamedTuple):

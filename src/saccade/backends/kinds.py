@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 
 from PIL import Image
 
+from saccade.backends.remembered import Remembered
 from saccade.config import BackendChoice
 from saccade.geometry import Box, Mask, Point
 
@@ -75,11 +76,19 @@ class Backend(ABC):
 
 
 class Reader(Backend):
-    """Reads print."""
+    """Reads print. Of the last pictures it remembers what it read."""
 
-    @abstractmethod
+    def __init__(self, choice: BackendChoice) -> None:
+        super().__init__(choice)
+        self._lines = Remembered[tuple[Printed, ...]]()
+
     def read(self, picture: Image.Image) -> list[Printed]:
         """Lines of print in an RGB picture, from the top, then from the left."""
+        return list(self._lines.of(picture, lambda picture: tuple(self.read_anew(picture))))
+
+    @abstractmethod
+    def read_anew(self, picture: Image.Image) -> list[Printed]:
+        """What `read` answers for a picture that it does not remember."""
 
 
 class Detector(Backend):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import threading
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from saccade.backends.kinds import Printed, Reader
-from saccade.config import BackendChoice
 from saccade.geometry import Box
 
 __all__ = ["RapidReader"]
@@ -31,6 +32,31 @@ AROUND_PX = 4
 """Of print that is read again, which its box may cut."""
 
 
+class _Engine(NamedTuple):
+    """Keeps in itself what it is asked, for the next call too: one call at a time."""
+
+    run: Any
+    lock: threading.Lock
+
+
+@cache
+def _engine(threads: int) -> _Engine:
+    """One in a process, made when something is first read: many tools that could read need not."""
+    from rapidocr import RapidOCR
+
+    engine = RapidOCR(
+        params={
+            "EngineConfig.onnxruntime.intra_op_num_threads": threads,
+            "EngineConfig.onnxruntime.inter_op_num_threads": 1,
+            "Global.log_level": "critical",
+            "Global.max_side_len": LONGEST_PX,
+            "Global.text_score": LEAST_SCORE,
+            "Global.use_cls": False,
+        }
+    )
+    return _Engine(engine, threading.Lock())
+
+
 class RapidReader(Reader):
     """Detector and recogniser of PP-OCR, small, on the CPU."""
 
@@ -38,30 +64,15 @@ class RapidReader(Reader):
     packages = ("rapidocr", "onnxruntime")
     needs = "rapidocr with its bundled models (32 MB), on the CPU"
 
-    def __init__(self, choice: BackendChoice) -> None:
-        super().__init__(choice)
-        from rapidocr import RapidOCR
-
-        self._lock = threading.Lock()
-        self._engine = RapidOCR(
-            params={
-                "EngineConfig.onnxruntime.intra_op_num_threads": choice.threads,
-                "EngineConfig.onnxruntime.inter_op_num_threads": 1,
-                "Global.log_level": "critical",
-                "Global.max_side_len": LONGEST_PX,
-                "Global.text_score": LEAST_SCORE,
-                "Global.use_cls": False,
-            }
-        )
-
-    def read(self, picture: Image.Image) -> list[Printed]:
+    def read_anew(self, picture: Image.Image) -> list[Printed]:
         original = picture
         scale = min(ENLARGED, LONGEST_PX / max(picture.size))
         if scale != 1:
             size = (math.ceil(picture.width * scale), math.ceil(picture.height * scale))
             picture = picture.resize(size, Image.Resampling.BICUBIC)
-        with self._lock:  # it keeps in itself what it is asked, for the next call too
-            found = self._engine(
+        engine = _engine(self.choice.threads)
+        with engine.lock:
+            found = engine.run(
                 np.asarray(picture)[:, :, ::-1], use_det=True, use_cls=False, use_rec=True
             )
         if found.boxes is None:
@@ -84,11 +95,11 @@ class RapidReader(Reader):
         around = line.box.expand(AROUND_PX).clip(*picture.size)
         assert around is not None
         cut = picture.crop(tuple(round(v) for v in around.as_tuple()))  # type: ignore[arg-type]
-        best = line
+        best, engine = line, _engine(self.choice.threads)
         for turn in (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90):
             turned = np.asarray(cut.transpose(turn))[:, :, ::-1]
-            with self._lock:
-                found = self._engine(turned, use_det=False, use_cls=False, use_rec=True)
+            with engine.lock:
+                found = engine.run(turned, use_det=False, use_cls=False, use_rec=True)
             if found.txts and found.scores[0] > (best.score or 0) and found.txts[0].strip():
                 best = Printed(found.txts[0].strip(), line.box, float(found.scores[0]))
         return best

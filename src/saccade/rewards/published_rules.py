@@ -13,9 +13,10 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from saccade.distances import common_length, edit_distance
 from saccade.rewards.quantities import NUMBER_WORDS
 
-__all__ = ["RULES", "Rule", "edit_distance"]
+__all__ = ["RULES", "Rule"]
 
 
 class Rule(Protocol):
@@ -57,44 +58,6 @@ def chartqa_relaxed_nostrip(gold: str, prediction: str) -> bool:
 def chartqa_relaxed(gold: str, prediction: str) -> bool:
     """ChartQA relaxed accuracy as VLMEvalKit has it: the prediction is stripped first."""
     return chartqa_relaxed_nostrip(gold, prediction.strip())
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance, bit-parallel (Myers 1999; Hyyro 2003): len(b) steps on len(a) bits."""
-    if not a or not b:
-        return max(len(a), len(b))
-    places = _places(a)
-    full, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
-    plus, minus, distance = full, 0, len(a)
-    for character in b:
-        equal = places.get(character, 0)
-        diagonal = (((equal & plus) + plus) ^ plus) | equal | minus
-        up = (minus | ~(diagonal | plus)) & full
-        down = diagonal & plus
-        distance += bool(up & last) - bool(down & last)
-        up = (up << 1) | 1
-        plus = ((down << 1) | ~(diagonal | up)) & full
-        minus = up & diagonal & full
-    return distance
-
-
-def _common_length(a: str, b: str) -> int:
-    """Length of the longest common subsequence, bit-parallel (Hyyro 2004)."""
-    places = _places(a)
-    full = (1 << len(a)) - 1
-    open_ = full
-    for character in b:
-        hit = open_ & places.get(character, 0)
-        open_ = ((open_ + hit) | (open_ - hit)) & full
-    return len(a) - open_.bit_count()
-
-
-def _places(text: str) -> dict[str, int]:
-    """For each character the bits of its places."""
-    places: dict[str, int] = {}
-    for i, character in enumerate(text):
-        places[character] = places.get(character, 0) | 1 << i
-    return places
 
 
 def _anls(gold: str, prediction: str) -> float:
@@ -216,7 +179,7 @@ def _fuzzy_ratio(a: str, b: str) -> int:
     total = len(a) + len(b)
     if not total:
         return 100
-    return round(100 * (1 - (total - 2 * _common_length(a, b)) / total))
+    return round(100 * (1 - (total - 2 * common_length(a, b)) / total))
 
 
 def openthinkimg_manual(gold: str, prediction: str) -> float:

@@ -14,12 +14,15 @@ from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError
 from saccade.tools.compare import compare
 from saccade.tools.crop import crop
+from saccade.tools.detect import detect
 from saccade.tools.draw_horizontal_line import draw_horizontal_line
 from saccade.tools.draw_vertical_line import draw_vertical_line
 from saccade.tools.enhance import enhance
 from saccade.tools.look import look
 from saccade.tools.measure import measure
 from saccade.tools.ocr import ocr
+from saccade.tools.point import point
+from saccade.tools.read_axis import read_axis
 from saccade.tools.rotate import rotate
 from saccade.tools.segment import segment
 from saccade.tools.segment_around_point import segment_around_point
@@ -40,6 +43,7 @@ __all__ = [
     "builtin_tools",
     "compare",
     "crop",
+    "detect",
     "draw_horizontal_line",
     "draw_vertical_line",
     "enhance",
@@ -47,6 +51,8 @@ __all__ = [
     "look",
     "measure",
     "ocr",
+    "point",
+    "read_axis",
     "rotate",
     "segment",
     "segment_around_point",
@@ -106,7 +112,7 @@ def builtin_tools() -> dict[str, Tool]:
     tools = (
         *(crop, zoom, zoom_subplot, look, compare, rotate, enhance),
         *(draw_horizontal_line, draw_vertical_line, measure),
-        *(ocr, segment, segment_around_point),
+        *(ocr, read_axis, detect, point, segment, segment_around_point),
         terminate,
     )
     return {t.name: t for t in tools}

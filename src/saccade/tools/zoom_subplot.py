@@ -1,9 +1,7 @@
 """zoom_subplot: one plot of a figure, with its labels.
 
-Invariant: the region is cut around a frame that was seen; where the words name no plot, or several,
+Invariant: the region is cut around a plot that was seen; where the words name no plot, or several,
 nothing is cut and the model is told which plots there are.
-
-Left out on purpose: plots without a frame (pies, borderless axes), which a box reaches.
 """
 
 from __future__ import annotations
@@ -12,11 +10,13 @@ import re
 from collections.abc import Sequence
 from typing import Annotated
 
+from saccade.backends.kinds import Reader
+from saccade.distances import edit_distance
 from saccade.errors import ToolError
-from saccade.geometry import Box
+from saccade.geometry import Box, rows_of
 from saccade.images import ImageView
 from saccade.tools.spec import tool
-from saccade.vision.frames import find_frames, rows_of
+from saccade.vision.plots import Plot, find_plots
 
 __all__ = ["zoom_subplot"]
 
@@ -26,8 +26,8 @@ _MIDDLE = ("middle", "center", "centre")
 _GRID = re.compile(r"row\s*(\d{1,2})\D+col(?:umn)?\s*(\d{1,2})")
 _NUMBER = re.compile(r"(?:plot|subplot|panel|number|#)?\s*(\d{1,2})")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
-BESIDE_PX = 4
-"""Left of what belongs to the plot on the right."""
+MISREAD = 0.2
+"""Of a title's letters, that a reader may have wrong."""
 
 
 @tool(aliases=("ZoomInSubplot", "ZoomInSubfigure"))
@@ -35,28 +35,29 @@ def zoom_subplot(
     image: ImageView,
     where: Annotated[
         str | None,
-        "which plot: 'top left', 'row 2 column 1', or its number in reading order",
+        "which plot: its title, or 'top left', 'row 2 column 1', its number in reading order",
     ] = None,
     box: Annotated[Box | None, "or a region in which the plot lies"] = None,
+    *,
+    reader: Reader,
 ) -> ImageView:
     """Cut one plot with its labels out of a figure that has several.
 
-    Frames of axes are found in the pixels; the region reaches to the plots beside it. With a box,
-    the frame that covers most of it is meant, or the box itself where there is none. Raises
-    ToolError where neither or both are given, or no plot or several fit.
+    The region reaches to the plots beside it. With a box, the plot that it covers most of is meant,
+    or the box itself where there is none. Raises ToolError where neither or both are given, or no
+    plot or several fit.
     """
     if (where is None) == (box is None):
         raise ToolError("zoom_subplot takes either where or box; give one of them.")
-    frames = find_frames(image.pixels)
+    lines = [(line.text, line.box) for line in reader.read(image.pixels)]
+    plots = find_plots(image.pixels, lines)
     if box is not None:
-        near = [f for f in frames if f.intersection(box) is not None]
+        near = [p for p in plots if p.core.intersection(box) is not None]
         if not near:
             return image.crop(box)
-        chosen = max(near, key=lambda f: _common(f, box) / f.area)
-    else:
-        assert where is not None
-        chosen = _named(where, frames)
-    return image.crop(_with_labels(chosen, frames, image))
+        return image.crop(max(near, key=lambda p: _common(p.core, box) / p.core.area).region)
+    assert where is not None
+    return image.crop(_named(where, plots).region)
 
 
 def _common(a: Box, b: Box) -> float:
@@ -64,35 +65,55 @@ def _common(a: Box, b: Box) -> float:
     return 0.0 if inside is None else inside.area
 
 
-def _named(where: str, frames: Sequence[Box]) -> Box:
-    """The frame that the words name."""
-    if not frames:
-        raise ToolError("No framed plots were found in this image: give a box instead.")
-    words = where.lower()
-    rows = rows_of(frames)
-    chosen: list[Box] = []
-    if grid := _GRID.search(words):
-        row, column = (int(g) - 1 for g in grid.groups())
-        if 0 <= row < len(rows) and 0 <= column < len(rows[row]):
-            chosen = [rows[row][column]]
-    elif number := _NUMBER.fullmatch(words.strip()):
-        place = int(number[1]) - 1
-        chosen = [frames[place]] if 0 <= place < len(frames) else []
-    elif ordinals := [n for n, word in enumerate(_ORDINALS) if word in words.split()]:
-        chosen = [frames[ordinals[0]]] if ordinals[0] < len(frames) else []
-    else:
-        chosen = _by_side(words, rows)
+def _named(where: str, plots: Sequence[Plot]) -> Plot:
+    """The plot that the words name: by its title, or by its place among all but insets."""
+    if not plots:
+        raise ToolError("No plots could be told apart in this image: give a box instead.")
+    chosen = _titled(where, plots) or _placed(where.lower(), [p for p in plots if not p.is_inset])
     if len(chosen) == 1:
         return chosen[0]
-    shape = " and ".join(str(len(row)) for row in rows)
     what = "No plot is" if not chosen else f"{len(chosen)} plots are"
+    titles = ", ".join(f"{n} {p.title!r}" for n, p in enumerate(plots, start=1) if p.title)
+    rows = rows_of([p.core for p in plots if not p.is_inset])
+    shape = " and ".join(str(len(row)) for row in rows)
     raise ToolError(
-        f"{what} at {where[:60]!r}: there are {len(frames)} framed plots in {len(rows)} rows of "
-        f"{shape}; say its number from 1 to {len(frames)}, or row and column."
+        f"{what} at {where[:60]!r}: there are {sum(map(len, rows))} plots in {len(rows)} rows of "
+        f"{shape}{f', titled {titles}' if titles else ''}; say its title, its number, or row and "
+        "column."
     )
 
 
-def _by_side(words: str, rows: Sequence[Sequence[Box]]) -> list[Box]:
+def _titled(where: str, plots: Sequence[Plot]) -> list[Plot]:
+    """Plots with that title, as it is printed or but for what a reader gets wrong."""
+    asked = _plain(where)
+    titles = [(_plain(p.title), p) for p in plots if p.title]
+    exact = [p for title, p in titles if title == asked]
+    if exact or not asked:
+        return exact
+    return [p for title, p in titles if edit_distance(title, asked) <= MISREAD * len(title)]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^0-9a-z]", "", text.lower())
+
+
+def _placed(words: str, plots: Sequence[Plot]) -> list[Plot]:
+    of_core = {p.core: p for p in plots}
+    rows = [[of_core[c] for c in row] for row in rows_of([p.core for p in plots])]
+    in_order = [p for row in rows for p in row]
+    if grid := _GRID.search(words):
+        row, column = (int(g) - 1 for g in grid.groups())
+        is_there = 0 <= row < len(rows) and 0 <= column < len(rows[row])
+        return [rows[row][column]] if is_there else []
+    if number := _NUMBER.fullmatch(words.strip()):
+        place = int(number[1]) - 1
+        return [in_order[place]] if 0 <= place < len(in_order) else []
+    if ordinals := [n for n, word in enumerate(_ORDINALS) if word in words.split()]:
+        return [in_order[ordinals[0]]] if ordinals[0] < len(in_order) else []
+    return _by_side(words, rows)
+
+
+def _by_side(words: str, rows: Sequence[Sequence[Plot]]) -> list[Plot]:
     """Plots at the sides that are named; of sides that are not, all."""
     tokens = set(re.findall(r"[a-z]+", words))
     row = next((r for name, r in _ROWS.items() if name in tokens), None)
@@ -105,25 +126,4 @@ def _by_side(words: str, rows: Sequence[Sequence[Box]]) -> list[Box]:
     chosen = list(rows) if row is None else [rows[row]]
     if column is None and is_middle and all(len(r) % 2 for r in chosen):
         return [r[len(r) // 2] for r in chosen]
-    return [box for r in chosen for box in (r if column is None else [r[column]])]
-
-
-def _with_labels(frame: Box, frames: Sequence[Box], image: ImageView) -> Box:
-    """The frame with what is printed around it: to the plot on its left, and halfway to those above
-    and below; to the border of the image where there is none.
-    """
-    left, up, right, down = 0.0, 0.0, float(image.width), float(image.height)
-    for other in frames:
-        if other is frame:
-            continue
-        beside = min(other.y1, frame.y1) > max(other.y0, frame.y0)
-        level = min(other.x1, frame.x1) > max(other.x0, frame.x0)
-        if beside and other.x1 <= frame.x0:
-            left = max(left, other.x1 + BESIDE_PX)
-        if beside and other.x0 >= frame.x1:
-            right = min(right, frame.x1 + BESIDE_PX)
-        if level and other.y1 <= frame.y0:
-            up = max(up, (other.y1 + frame.y0) / 2)
-        if level and other.y0 >= frame.y1:
-            down = min(down, (frame.y1 + other.y0) / 2)
-    return Box(left, up, right, down)
+    return [plot for r in chosen for plot in (r if column is None else [r[column]])]

@@ -9,7 +9,6 @@ Left out on purpose: axes without lines around them, and tilted ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from saccade.geometry import Box
+from saccade.geometry import Box, rows_of
 
-__all__ = ["find_frames", "rows_of"]
+__all__ = ["find_frames"]
 
 Pixels = NDArray[np.int16]
 
@@ -72,8 +71,15 @@ def find_frames(image: Image.Image) -> list[Box]:
 def _is_noisy(pixels: Pixels) -> bool:
     if pixels.shape[1] < 2:
         return False
-    step = np.abs(np.diff(pixels, axis=1)).max(axis=2)
+    step = _apart_by(pixels[:, 1:], pixels[:, :-1])
     return bool(((step > 0) & (step <= 8)).mean() > NOISE)
+
+
+def _apart_by(a: Pixels, b: Pixels) -> Pixels:
+    """The largest difference in any channel; numpy is slow along an axis of three."""
+    step = np.abs(a - b)
+    largest: Pixels = np.maximum(np.maximum(step[..., 0], step[..., 1]), step[..., 2])
+    return largest
 
 
 def _sides(pixels: Pixels, *, smooth: int = 1) -> tuple[list[_Line], list[_Line]]:
@@ -91,19 +97,23 @@ def _sides(pixels: Pixels, *, smooth: int = 1) -> tuple[list[_Line], list[_Line]
 def _lines(pixels: Pixels, *, least: int) -> list[_Line]:
     """Thin horizontal lines of one colour, at least that long."""
     beside = np.pad(pixels, ((THIN_PX, THIN_PX), (0, 0), (0, 0)), mode="edge")
-    above = np.abs(pixels - beside[: -2 * THIN_PX]).max(axis=2) > APART
-    below = np.abs(pixels - beside[2 * THIN_PX :]).max(axis=2) > APART
+    above = _apart_by(pixels, beside[: -2 * THIN_PX]) > APART
+    below = _apart_by(pixels, beside[2 * THIN_PX :]) > APART
     goes_on = np.zeros(pixels.shape[:2], dtype=bool)
-    goes_on[:, 1:] = np.abs(np.diff(pixels, axis=1)).max(axis=2) <= SAME
+    goes_on[:, 1:] = _apart_by(pixels[:, 1:], pixels[:, :-1]) <= SAME
+    marked = [np.cumsum(np.pad(side, ((0, 0), (1, 0))), axis=1) for side in (above, below)]
     rows: list[_Line] = []
     for y in np.flatnonzero((above | below).sum(axis=1) >= least):
-        breaks = np.flatnonzero(~goes_on[y])
-        stops = np.append(breaks[1:], pixels.shape[1])
-        for start, stop in zip(breaks, stops, strict=True):
-            long_enough = stop - start >= least
-            # marks may stand on one side of an axis, or on both in places
-            if long_enough and min(above[y, start:stop].mean(), below[y, start:stop].mean()) > 0.3:
-                rows.append(_Line(float(y) + 0.5, int(start), int(stop)))
+        starts = np.flatnonzero(~goes_on[y])
+        stops = np.append(starts[1:], pixels.shape[1])
+        is_long = stops - starts >= least
+        starts, stops = starts[is_long], stops[is_long]
+        # marks may stand on one side of an axis, or on both in places
+        share = np.minimum(*(m[y, stops] - m[y, starts] for m in marked)) / (stops - starts)
+        rows += [
+            _Line(float(y) + 0.5, int(a), int(b))
+            for a, b in zip(starts[share > 0.3], stops[share > 0.3], strict=True)
+        ]
     return _merged(rows)
 
 
@@ -201,17 +211,3 @@ def _ending_marks(near: Pixels, far: Pixels) -> int:
 def _apart(strip: Pixels) -> NDArray[np.bool_]:
     found: NDArray[np.bool_] = np.abs(strip - np.median(strip, axis=0)).max(axis=1) > APART
     return found
-
-
-def rows_of(boxes: Sequence[Box]) -> list[list[Box]]:
-    """Rows from the top, each from the left; boxes of one row overlap in height by half."""
-    rows: list[list[Box]] = []
-    for box in sorted(boxes, key=lambda b: b.y0):
-        for row in rows:
-            common = min(row[0].y1, box.y1) - max(row[0].y0, box.y0)
-            if common > 0.5 * min(row[0].height, box.height):
-                row.append(box)
-                break
-        else:
-            rows.append([box])
-    return [sorted(row, key=lambda b: b.x0) for row in rows]

@@ -11,9 +11,11 @@ for pictures.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -26,6 +28,7 @@ __all__ = [
     "KEPT_OUT",
     "TRAINED",
     "ChartDrawing",
+    "DrawnAxis",
     "Look",
     "draw",
     "thumbnail_scale",
@@ -110,6 +113,18 @@ KEPT_OUT = Look(
 """Fonts, palettes and layouts that no training split has."""
 
 
+class DrawnAxis(NamedTuple):
+    """The axis of values of a chart or panel, and what stands on it."""
+
+    parts: tuple[int, ...]
+    area: Box
+    base: float
+    """Row of its zero."""
+    unit: float
+    """Pixels of one."""
+    has_numbers: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ChartDrawing:
     """A drawn chart with the boxes of its marks and of their labels, in its pixels."""
@@ -124,6 +139,10 @@ class ChartDrawing:
     """
     digit_heights: dict[Mark, float]
     """Height of the digits of each label's font in pixels of the chart."""
+    axes: tuple[DrawnAxis, ...] = ()
+    """Of charts that have one, where they were drawn here."""
+    beside: tuple[tuple[str, Box], ...] = ()
+    """What is printed there besides labels: its head, the numbers of its axes."""
 
 
 def thumbnail_scale(width: int, height: int, max_pixels: int) -> float:
@@ -148,7 +167,7 @@ def draw(
     if rng.random() < 0.6:
         words = " ".join(str(w) for w in rng.choice(_HEAD_WORDS, size=2, replace=False))
         at = (width / 2, height - middle if look.head_at_bottom else middle)
-        sheet.pen.text(at, words, font=style.small, fill=(40, 40, 40), anchor="mm")
+        sheet.write(at, words, fill=(40, 40, 40), anchor="mm")
     inside = Box(
         width * rng.uniform(0.02, 0.04),
         height * (0.03 if look.head_at_bottom else rng.uniform(0.07, 0.1)),
@@ -156,7 +175,15 @@ def draw(
         height * (0.91 if look.head_at_bottom else rng.uniform(0.94, 0.97)),
     )
     sheet.chart(inside)
-    return ChartDrawing(sheet.image, sheet.marks, sheet.labels, sheet.extents, sheet.digit_heights)
+    return ChartDrawing(
+        image=sheet.image,
+        marks=sheet.marks,
+        labels=sheet.labels,
+        extents=sheet.extents,
+        digit_heights=sheet.digit_heights,
+        axes=tuple(sheet.drawn_axes),
+        beside=tuple(sheet.beside),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +239,8 @@ class _Sheet:
     labels: dict[Mark, Box] = field(default_factory=dict)
     extents: dict[Mark, float] = field(default_factory=dict)
     digit_heights: dict[Mark, float] = field(default_factory=dict)
+    drawn_axes: list[DrawnAxis] = field(default_factory=list)
+    beside: list[tuple[str, Box]] = field(default_factory=list)
     pen: ImageDraw.ImageDraw = field(init=False)
 
     def __post_init__(self) -> None:
@@ -277,7 +306,7 @@ class _Sheet:
         unit = (base - top) / (
             100 if style.fills_hundred else max(v for p in parts for v in spec.values[p])
         )
-        self.axes(Box(area.x0, top, area.x1, area.y1), base, unit)
+        self.axes(parts, Box(area.x0, top, area.x1, area.y1), base, unit)
         centers: dict[Mark, float] = {}
         at = area.x0
         for group in groups:
@@ -317,7 +346,8 @@ class _Sheet:
         half = slot * self.rng.uniform(0.28, 0.44)
         least = min(v for part in spec.values for v in part) * unit
         font = self.fitting("00", 1.8 * half, least * 0.7)
-        self.axes(Box(area.x0, area.y1 - most * unit, area.x1, area.y1), area.y1, unit)
+        whole = Box(area.x0, area.y1 - most * unit, area.x1, area.y1)
+        self.axes(range(columns), whole, area.y1, unit)
         for column, part in enumerate(spec.values):
             x, base = area.x0 + slot * (column + 0.5), area.y1
             for place, value in enumerate(part):
@@ -406,9 +436,17 @@ class _Sheet:
             size -= 1
         return _font(file, size)
 
-    def axes(self, area: Box, base: float, unit: float) -> None:
+    def write(self, at: tuple[float, float], text: str, *, fill: Color, anchor: str) -> None:
+        """Small print."""
+        font = self.style.small
+        self.pen.text(at, text, font=font, fill=fill, anchor=anchor)
+        x0, y0, x1, y1 = self.pen.textbbox(at, text, font=font, anchor=anchor)
+        self.beside.append((text, Box(x0, y0, x1, y1)))
+
+    def axes(self, parts: Sequence[int], area: Box, base: float, unit: float) -> None:
         """Lines, numbers and a grid around marks that stand on `base`."""
         style, pen = self.style, self.pen
+        self.drawn_axes.append(DrawnAxis(tuple(parts), area, base, unit, style.has_ticks))
         on_right = style.look.head_at_bottom
         side = area.x1 if on_right else area.x0
         value = 0
@@ -418,7 +456,7 @@ class _Sheet:
             if style.has_ticks:
                 at = (side + 6, y) if on_right else (side - 6, y)
                 anchor = "lm" if on_right else "rm"
-                pen.text(at, str(value), font=style.small, fill=(90, 90, 90), anchor=anchor)
+                self.write(at, str(value), fill=(90, 90, 90), anchor=anchor)
             value += style.tick_step
         pen.line([(area.x0, base), (area.x1, base)], fill=LINE, width=2)
         if style.has_axis:

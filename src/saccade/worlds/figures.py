@@ -33,11 +33,14 @@ __all__ = [
     "PlotKind",
     "PlotPart",
     "PrintedText",
+    "Role",
     "Shape",
+    "ShapeKind",
     "Variety",
     "figure",
 ]
 
+ShapeKind = Literal["bar", "wedge", "line", "dot"]
 PlotKind = Literal["bars", "lines", "pie", "scatter"]
 Variety = Literal["plain", "hatched", "gradient", "jpeg", "dark", "borderless", "inset"]
 """`plain`, or with one thing that makes flat fills, frames or clean edges a bad guide."""
@@ -99,7 +102,7 @@ class AxisScale(NamedTuple):
 class Shape(NamedTuple):
     """A bar, wedge, line or dot."""
 
-    kind: Literal["bar", "wedge", "line", "dot"]
+    kind: ShapeKind
     color: str
     """Its name, of COLORS."""
     outline: tuple[Point, ...]
@@ -118,6 +121,8 @@ class PlotPart:
     kind: PlotKind
     frame: Box
     """Of its axes; around the wedges of a pie."""
+    whole: Box
+    """With all that is printed around it."""
     title: str
     row: int
     """From the top, from 0; a plot inside another has the outer one's."""
@@ -288,7 +293,10 @@ def _bars(
     axes.set_xlim(-0.7, len(labels) - 0.3)
     axes.set_ylim(0, float(rng.choice([105, 110, 120])) if groups == 1 else 160.0)
     if groups > 1:  # above all bars
-        axes.legend(loc=str(rng.choice(["upper right", "upper left", "upper center"])))
+        legend = axes.legend(loc=str(rng.choice(["upper right", "upper left", "upper center"])))
+        for swatch in legend.legend_handles:  # bars that fade are drawn apart, and not seen here
+            if swatch is not None:
+                swatch.set_alpha(1.0)
     return found
 
 
@@ -398,6 +406,7 @@ def _part(plot: _Plot, made: Figure) -> PlotPart:
     return PlotPart(
         kind=plot.kind,
         frame=frame,
+        whole=_flipped(axes.get_tightbbox(made.canvas.get_renderer()), height),  # type: ignore[attr-defined]
         title=axes.get_title(),
         row=plot.row,
         column=plot.column,

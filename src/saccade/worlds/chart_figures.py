@@ -1,0 +1,150 @@
+"""Charts of the chart world as figures, with the place of everything in them: for whoever measures
+what tools see.
+
+Invariant: what is told is what was drawn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from saccade.geometry import Box, Point, rows_of
+from saccade.worlds.chart_data import ChartSpec, Mark
+from saccade.worlds.charts import item
+from saccade.worlds.drawing import ChartDrawing, DrawnAxis
+from saccade.worlds.figures import (
+    AxisScale,
+    FigureItem,
+    PlotKind,
+    PlotPart,
+    PrintedText,
+    Role,
+    Shape,
+    ShapeKind,
+)
+
+__all__ = ["chart_figure"]
+
+_KINDS: dict[str, PlotKind] = {
+    "bar": "bars",
+    "grouped": "bars",
+    "stacked": "bars",
+    "line": "lines",
+    "scatter": "scatter",
+    "pie": "pie",
+}
+_SHAPES: dict[PlotKind, ShapeKind] = {
+    "bars": "bar",
+    "lines": "dot",  # the path between them is gray
+    "scatter": "dot",
+    "pie": "wedge",
+}
+BESIDE_PX = 8
+"""From an axis to its numbers."""
+
+
+def chart_figure(index: int) -> FigureItem:
+    """Chart `index` of the validation split."""
+    chart = item("validation", index)
+    spec, drawing = chart.spec, chart.drawing
+    plots = list(_plots(spec, drawing))
+    rows = rows_of([p.frame for p in plots])
+    texts = [
+        *(
+            _text(spec.printed(m), box, "title" if m.place is None else "label")
+            for m, box in drawing.labels.items()
+        ),
+        *(_text(text, box, "axis") for text, box in drawing.beside),
+    ]
+    return FigureItem(drawing.image, len(rows), max(map(len, rows)), tuple(plots), tuple(texts))
+
+
+def _text(text: str, box: Box, role: Role) -> PrintedText:
+    # capitals and digits are some seven tenths of a font's size
+    return PrintedText(text, box, role, box.height / 0.72)
+
+
+def _plots(spec: ChartSpec, drawing: ChartDrawing) -> Iterator[PlotPart]:
+    is_panels = spec.chart == "panels"
+    kind = _KINDS[spec.panel if is_panels else spec.chart]
+    groups = [[p] for p in range(len(spec.values))] if is_panels else [range(len(spec.values))]
+    bodies = [_around([box for m, box in drawing.marks.items() if m.part in g]) for g in groups]
+    places = {id(box): (r, c) for r, row in enumerate(rows_of(bodies)) for c, box in enumerate(row)}
+    for parts, body in zip(groups, bodies, strict=True):
+        row, column = places[id(body)]
+        axis = next((a for a in drawing.axes if a.parts[0] == parts[0]), None)
+        marks = [m for m in drawing.marks if m.part in parts]
+        printed = [box for m, box in drawing.labels.items() if m.part in parts]
+        yield PlotPart(
+            kind=kind,
+            frame=body,
+            whole=_around([body, *printed, *_axis(axis, drawing)]),
+            title=spec.titles[parts[0]] if is_panels else "",
+            row=row,
+            column=column,
+            shapes=tuple(_shape(spec, drawing, m, _SHAPES[kind]) for m in marks),
+            x_axis=None,
+            y_axis=None if axis is None or not axis.has_numbers else _scale(axis),
+            legend=None,
+        )
+
+
+def _axis(axis: DrawnAxis | None, drawing: ChartDrawing) -> list[Box]:
+    """What an axis spans, and the numbers on its left."""
+    if axis is None:
+        return []
+    area = axis.area.expand(BESIDE_PX)
+    return [
+        axis.area,
+        *(
+            box
+            for _, box in drawing.beside
+            if area.x0 <= box.x1 <= axis.area.x0 and area.y0 <= box.center.y <= area.y1
+        ),
+    ]
+
+
+def _shape(spec: ChartSpec, drawing: ChartDrawing, mark: Mark, kind: ShapeKind) -> Shape:
+    box = drawing.marks[mark]
+    if kind == "dot":
+        places = _arc(box.center, box.width / 2, 0, 360)
+    elif kind == "wedge":
+        disc = _around(list(drawing.marks.values()))
+        [values] = spec.values
+        start, stop = (360 * sum(values[:n]) / sum(values) - 90 for n in _ends(mark))
+        places = [disc.center, *_arc(disc.center, disc.width / 2, start, stop)]
+    else:
+        places = [Point(x, y) for x, y in _corners(box)]
+    return Shape(kind, spec.color(mark), tuple(places))
+
+
+def _ends(mark: Mark) -> tuple[int, int]:
+    assert mark.place is not None
+    return mark.place, mark.place + 1
+
+
+def _arc(center: Point, radius: float, start: float, stop: float) -> list[Point]:
+    """In degrees clockwise from the right, as pictures have it."""
+    turns = np.radians(np.linspace(start, stop, 48))
+    return [Point(center.x + radius * math.cos(t), center.y + radius * math.sin(t)) for t in turns]
+
+
+def _corners(box: Box) -> list[tuple[float, float]]:
+    return [(box.x0, box.y0), (box.x1, box.y0), (box.x1, box.y1), (box.x0, box.y1)]
+
+
+def _scale(axis: DrawnAxis) -> AxisScale:
+    top = (axis.base - axis.area.y0) / axis.unit
+    return AxisScale((axis.base, axis.area.y0), (0.0, top))
+
+
+def _around(boxes: list[Box]) -> Box:
+    return Box(
+        min(b.x0 for b in boxes),
+        min(b.y0 for b in boxes),
+        max(b.x1 for b in boxes),
+        max(b.y1 for b in boxes),
+    )

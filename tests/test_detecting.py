@@ -1,0 +1,511 @@
+"""detect and point: the grammar, what is found in figures whose contents are known, and what is
+refused. Print comes from a scripted reader that knows what was printed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from saccade.backends.kinds import Detected, Detector, Pointed, Pointer, Printed
+from saccade.backends.vocabulary import VocabularyDetector, VocabularyPointer
+from saccade.config import BackendChoice
+from saccade.errors import ToolError
+from saccade.geometry import Box, Frame, Point, iou
+from saccade.image_store import ImageStore
+from saccade.images import root_view
+from saccade.tools import ToolBox
+from saccade.tools.detect import MOST_BOXES, detect
+from saccade.tools.point import MOST_POINTS, point
+from saccade.tools.spec import Tool
+from saccade.types import BoxFound, ImageShown, PointFound, Text, ToolCall, ToolResult
+from saccade.vision.chart_parts import chart_parts
+from saccade.vision.colors import COLOR_NAMES, name_scores, score_of
+from saccade.vision.print_roles import text_roles
+from saccade.vision.requests import Wanted, parse
+from saccade.worlds.figures import COLORS, FigureItem, Variety, figure
+from scripted_reader import Scripted, printed
+
+
+def found(item: FigureItem, query: str) -> list[Detected]:
+    return VocabularyDetector(BackendChoice(), reader=printed(item)).detect(item.image, query)
+
+
+def blind(picture: Image.Image, query: str) -> list[Detected]:
+    """Of a picture without print."""
+    return VocabularyDetector(BackendChoice(), reader=Scripted([])).detect(picture, query)
+
+
+def a_figure_with(kind: str, *, variety: Variety = "plain", first: int = 2000) -> FigureItem:
+    items = (figure(index, variety=variety) for index in range(first, first + 60))
+    return next(item for item in items if any(p.kind == kind for p in item.plots))
+
+
+def shapes(item: FigureItem, kind: str) -> list[tuple[str, Box]]:
+    return [(s.color, s.box) for p in item.plots for s in p.shapes if s.kind == kind]
+
+
+# --- colours --------------------------------------------------------------------------------------
+
+
+def rgb(code: str) -> tuple[int, int, int]:
+    r, g, b = (int(code[i : i + 2], 16) for i in (1, 3, 5))
+    return r, g, b
+
+
+def test_the_colours_of_figures_have_the_names_that_people_give_them() -> None:
+    for name, code in COLORS.items():
+        scores = name_scores(rgb(code))
+        assert max(scores, key=lambda n: scores[n]) == name
+        assert scores[name] > 0.85
+    assert {"black", "white", "cyan"} < set(COLOR_NAMES)
+
+
+def test_a_colour_between_two_names_is_sure_of_neither() -> None:
+    between = name_scores((10, 155, 185))  # cyan, or blue
+    first, second = sorted(between.values())[-2:][::-1]
+    assert first < 0.75
+    assert first + second == pytest.approx(1.0)
+
+
+def test_light_and_dark_are_told_by_lightness() -> None:
+    pale, deep = (166, 206, 227), (10, 30, 110)
+    assert score_of(pale, "blue", shade="light") > 0.7 > score_of(pale, "blue", shade="dark")
+    assert score_of(pale, "red", shade="light") < 0.5  # pale, but not red
+    assert score_of(deep, "blue", shade="dark") > 0.5 > score_of(deep, "blue", shade="light")
+
+
+# --- the grammar ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("request_", "wanted"),
+    [
+        ("bars", Wanted("bar")),
+        ("the red bar", Wanted("bar", color="red")),
+        ("Light Grey columns", Wanted("bar", color="gray", shade="light")),
+        ("tallest blue bar", Wanted("bar", color="blue", superlative="largest")),
+        ("smallest pie slice", Wanted("wedge", superlative="smallest")),
+        ("third bar", Wanted("bar", number=3)),
+        ("bar 3", Wanted("bar", number=3)),
+        ("last bar", Wanted("bar", number=-1)),
+        ("bar of Jan", Wanted("bar", name="Jan")),
+        ("slice labelled 'North'", Wanted("wedge", name="North")),
+        ("bar 2021", Wanted("bar", name="2021")),
+        ("Jan bar", Wanted("bar", name="Jan")),
+        ('the label "New plan"', Wanted("label", name="New plan")),
+        ('"Old plan"', Wanted("text", name="Old plan")),
+        ("tick label 40", Wanted("tick label", name="40")),
+        ("leftmost marker", Wanted("dot", superlative="leftmost")),
+        ("top panel", Wanted("plot", superlative="topmost")),
+        ("curve", Wanted("line")),
+    ],
+)
+def test_a_thing_is_parsed(request_: str, wanted: Wanted) -> None:
+    [thing] = parse(request_)
+    assert thing._replace(words="") == wanted
+
+
+def test_several_things_share_a_noun_or_have_their_own() -> None:
+    assert [(w.noun, w.color) for w in parse("red and blue bars. legend")] == [
+        ("bar", "red"),
+        ("bar", "blue"),
+        ("legend", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    "request_",
+    ["giraffe", "red giraffe", "the highest point of the red line", "", "  ", "red", "bar " * 200],
+)
+def test_words_that_are_not_known_are_refused_with_those_that_are(request_: str) -> None:
+    with pytest.raises(ToolError, match=r"bar") as refused:
+        parse(request_)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_unknown_word_is_named() -> None:
+    with pytest.raises(ToolError, match=r"'giraffe'.*things bar, line, wedge.*colours"):
+        parse("giraffe")
+
+
+# --- things in figures ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variety", ["plain", "dark", "gradient", "jpeg", "borderless"])
+@pytest.mark.parametrize(("noun", "kind"), [("bar", "bars"), ("slice", "pie"), ("line", "lines")])
+def test_things_of_a_colour_are_found_and_no_others(variety: Variety, noun: str, kind: str) -> None:
+    item = a_figure_with(kind, variety=variety)
+    shape = {"bar": "bar", "slice": "wedge", "line": "line"}[noun]
+    [color, *_] = {c for c, _ in shapes(item, shape)}
+    wanted = [b for c, b in shapes(item, shape) if c == color]
+    boxes = [d.box for d in found(item, f"{color} {noun}s")]
+    assert len(boxes) == len(wanted)
+    assert all(max(iou(w, b) for b in boxes) > 0.5 for w in wanted)
+
+
+def test_hatches_do_not_hide_a_bar_and_make_it_less_sure() -> None:
+    item = a_figure_with("bars", variety="hatched", first=2010)
+    hatched = found(item, "bars")
+    wanted = [b for _, b in shapes(item, "bar")]
+    hits = [d for d in hatched if max(iou(d.box, w) for w in wanted) > 0.5]
+    assert len(hits) == len(hatched) >= 0.6 * len(wanted)
+    plain = found(a_figure_with("bars"), "bars")
+    assert max(d.score or 0 for d in hatched) < 0.88 < max(d.score or 0 for d in plain)
+
+
+def test_what_is_not_in_a_figure_is_not_found() -> None:
+    item = a_figure_with("bars")
+    used = {s.color for p in item.plots for s in p.shapes}
+    kinds = {p.kind for p in item.plots}
+    for color in set(COLORS) - used:
+        assert found(item, f"{color} bar") == []
+    if "pie" not in kinds:
+        assert found(item, "wedge") == []
+    assert found(item, "triangle") == []
+    assert found(item, 'bar of "Nowhere"') == []
+    assert found(item, "bar 99") == []
+
+
+def test_legends_are_found_and_where_none_is_no_box_is_made_up() -> None:
+    there, right, told = 0, 0, 0
+    for index in range(2100, 2112):
+        item = figure(index)
+        wanted = [p.legend for p in item.plots if p.legend is not None]
+        boxes = [d.box for d in found(item, "legend")]
+        there, told = there + len(wanted), told + len(boxes)
+        right += sum(any(iou(w, b) > 0.5 for b in boxes) for w in wanted)
+    assert there >= 4
+    assert right == told
+    assert right >= 0.9 * there
+
+
+def test_a_colour_has_one_name_where_it_is_near_two() -> None:
+    between = (
+        (r, g, b) for r in range(0, 250, 10) for g in range(0, 250, 10) for b in range(0, 250, 10)
+    )
+    color = next(c for c in between if 0.47 < sorted(name_scores(c).values())[-2] < 0.5)
+    paper = Image.new("RGB", (400, 300), "white")
+    for n in range(4):
+        box = (40 + 90 * n, 120 - 20 * n, 90 + 90 * n, 260)
+        ImageDraw.Draw(paper).rectangle(box, fill=color)
+    assert len(blind(paper, "bars")) == 4
+    names = [name for name in COLOR_NAMES if blind(paper, f"{name} bars")]
+    assert len(names) == 1
+
+
+def legend_with(sides: str, *, entries: int) -> Image.Image:
+    """Swatches with something beside them, inside those sides of a frame."""
+    paper = Image.new("RGB", (400, 300), "white")
+    draw = ImageDraw.Draw(paper)
+    bottom = 50 + 24 * entries
+    for n, color in enumerate(("#d62728", "#1f77b4")[:entries]):
+        draw.rectangle((60, 56 + 24 * n, 90, 66 + 24 * n), fill=color)
+        for x in range(102, 160, 8):  # letters
+            draw.rectangle((x, 56 + 24 * n, x + 3, 66 + 24 * n), outline="black")
+    ends = {"left": (50, 46, 50, bottom), "right": (170, 46, 170, bottom)}
+    ends |= {"top": (50, 46, 170, 46), "bottom": (50, bottom, 170, bottom)}
+    for side in sides.split():
+        draw.line(ends[side], fill="#808080")
+    return paper
+
+
+def test_a_legend_is_sure_where_its_frame_is_whole_and_one_entry_alone_needs_one() -> None:
+    [whole] = blind(legend_with("left right top bottom", entries=2), "legend")
+    assert iou(whole.box, Box(50, 46, 171, 99)) > 0.95
+    [open_] = blind(legend_with("left right bottom", entries=2), "legend")
+    assert (open_.score or 0) < 0.7 < (whole.score or 0)
+    assert len(blind(legend_with("left right top bottom", entries=1), "legend")) == 1
+    assert blind(legend_with("left right bottom", entries=1), "legend") == []
+
+
+def test_superlatives_choose_by_length_and_by_angle() -> None:
+    item = a_figure_with("bars")
+    bars = [b for _, b in shapes(item, "bar")]
+    [tallest] = found(item, "tallest bar")
+    assert iou(tallest.box, max(bars, key=lambda b: b.height)) > 0.5
+    [shortest] = found(item, "lowest bar")
+    assert iou(shortest.box, min(bars, key=lambda b: b.height)) > 0.5
+    picture = pie([60, 200, 100])
+    largest = blind(picture, "largest slice")
+    assert [d.label for d in largest] == ["largest slice"]
+    assert largest[0].box.height > 150
+
+
+def pie(degrees: list[int]) -> Image.Image:
+    paper = Image.new("RGB", (300, 260), "white")
+    draw = ImageDraw.Draw(paper)
+    at = 0
+    colors = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e")
+    for color, turn in zip(colors, degrees, strict=False):
+        draw.pieslice((60, 40, 240, 220), at, at + turn, fill=color, outline="white")
+        at += turn
+    return paper
+
+
+def test_a_disc_in_one_piece_is_a_circle_and_no_slice() -> None:
+    paper = Image.new("RGB", (300, 260), "white")
+    ImageDraw.Draw(paper).ellipse((60, 40, 240, 220), fill="#1f77b4")
+    assert blind(paper, "slice") == []
+    [circle] = blind(paper, "blue circle")
+    assert iou(circle.box, Box(60, 40, 240, 220)) > 0.95
+
+
+def test_a_rectangle_alone_is_no_bar() -> None:
+    paper = Image.new("RGB", (300, 260), "white")
+    ImageDraw.Draw(paper).rectangle((80, 60, 180, 200), fill="#d62728")
+    assert blind(paper, "bar") == []
+    [box] = blind(paper, "red rectangle")
+    assert iou(box.box, Box(80, 60, 181, 201)) > 0.95
+
+
+def test_parts_that_are_stacked_and_bars_that_lie_are_bars() -> None:
+    paper = Image.new("RGB", (400, 300), "white")
+    draw = ImageDraw.Draw(paper)
+    for n, (low, high) in enumerate([(60, 40), (90, 30), (50, 70)]):
+        x = 60 + 100 * n
+        draw.rectangle((x, 250 - low, x + 50, 249), fill="#1f77b4")
+        draw.rectangle((x, 250 - low - high, x + 50, 249 - low), fill="#ff7f0e")
+    assert len(blind(paper, "orange bars")) == 3
+    lying = paper.transpose(Image.Transpose.ROTATE_270)
+    assert len(blind(lying, "blue bars")) == 3
+    [longest] = blind(lying, "longest blue bar")
+    assert longest.box.width == pytest.approx(90, abs=2)
+
+
+# --- things by print ------------------------------------------------------------------------------
+
+
+def test_a_bar_is_found_by_the_label_under_it_and_a_slice_by_the_one_beside_it() -> None:
+    items = [figure(index) for index in range(2000, 2040)]
+    single = [i for i in items if len(i.plots) == 1 and i.plots[0].legend is None]
+    item = next(i for i in single if i.plots[0].kind == "bars")
+    ticks = sorted(
+        (t for t in item.texts if t.role == "tick" and t.box.y0 > item.plots[0].frame.y1),
+        key=lambda t: t.box.x0,
+    )
+    bars = sorted((b for _, b in shapes(item, "bar")), key=lambda b: b.x0)
+    for tick, bar in zip(ticks, bars, strict=True):
+        [hit] = found(item, f'bar of "{tick.text}"')
+        assert iou(hit.box, bar) > 0.5
+    round_ = next(i for i in single if i.plots[0].kind == "pie")
+    labels = [t for t in round_.texts if t.role == "label"]
+    for label, (_, wedge) in zip(labels, shapes(round_, "wedge"), strict=True):
+        [hit] = found(round_, f"slice {label.text}")
+        assert iou(hit.box, wedge) > 0.5
+
+
+def test_print_is_found_by_what_it_is_for() -> None:
+    for index in (2001, 2003, 2005, 2008):
+        item = figure(index)
+        for query, role in (("titles", "title"), ("tick labels", "tick")):
+            wanted = [t.box for t in item.texts if t.role == role]
+            got = [d.box for d in found(item, query)]
+            assert sum(any(iou(w, g) > 0.9 for g in got) for w in wanted) >= 0.9 * len(wanted)
+            assert all(any(iou(w, g) > 0.9 for w in wanted) for g in got)
+
+
+def test_a_slip_of_the_reader_is_forgiven_where_nothing_is_exact() -> None:
+    lines = [
+        Printed("Forecost", Box(10, 10, 80, 24), 0.9),
+        Printed("2019", Box(10, 40, 50, 54), 0.9),
+        Printed("Jun", Box(10, 70, 40, 84), 0.9),
+    ]
+    detector = VocabularyDetector(BackendChoice(), reader=Scripted(lines))
+    paper = Image.new("RGB", (200, 100), "white")
+    [slip] = detector.detect(paper, 'the label "Forecast"')
+    assert slip.box == lines[0].box
+    assert (slip.score or 0) < 0.9
+    assert detector.detect(paper, '"2018"') == []  # a digit is never forgiven
+    assert detector.detect(paper, '"Jan"') == []  # nor a letter of three
+
+
+def test_words_inside_a_line_of_print_are_found_at_their_place() -> None:
+    lines = [Printed("Sales by region", Box(100, 10, 250, 30), 1.0)]
+    detector = VocabularyDetector(BackendChoice(), reader=Scripted(lines))
+    [word] = detector.detect(Image.new("RGB", (300, 60), "white"), 'the word "region"')
+    assert word.box.x0 == pytest.approx(190, abs=1)
+    assert word.box.x1 == pytest.approx(250, abs=1)
+
+
+def test_print_is_read_only_where_a_request_needs_it_and_once() -> None:
+    item = a_figure_with("bars")
+    reader = printed(item)
+    detector = VocabularyDetector(BackendChoice(), reader=reader)
+    detector.detect(item.image, "tallest bar, legend, red bars")
+    assert reader.sizes == []
+    detector.detect(item.image, "title, tick labels, bar of Jan")
+    assert reader.sizes == [item.image.size]
+
+
+def test_numbers_beside_plots_without_frames_are_ticks_and_what_is_above_is_the_title() -> None:
+    column = [(str(n), Box(20, 200 - 40 * k, 40, 212 - 40 * k)) for k, n in enumerate((0, 5, 10))]
+    row = [(t, Box(60 + 60 * k, 226, 84 + 60 * k, 238)) for k, t in enumerate(("a1", "b2", "c3"))]
+    title = ("Rainfall", Box(100, 80, 160, 94))
+    roles = text_roles([*column, *row, title], [])
+    assert roles == ["tick"] * 6 + ["title"]
+
+
+# --- points ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variety", ["plain", "hatched", "jpeg", "dark", "inset"])
+def test_a_point_lies_on_its_thing(variety: Variety) -> None:
+    item = a_figure_with("pie", variety=variety)
+    pointer = VocabularyPointer(BackendChoice(), reader=printed(item))
+    kinds = {"bars": "bar", "pie": "wedge", "lines": "line"}
+    for kind in {p.kind for p in item.plots} & set(kinds):
+        outlines = [s.outline for p in item.plots for s in p.shapes if s.kind == kinds[kind]]
+        for told in pointer.point(item.image, kinds[kind]):
+            if kind == "lines":
+                assert min(off_path(told.point, path) for path in outlines) < 3
+            else:
+                assert any(within(told.point, outline) for outline in outlines)
+
+
+def within(p: Point, outline: tuple[Point, ...]) -> bool:
+    inside = False
+    for a, b in zip(outline, outline[1:] + outline[:1], strict=True):
+        if (a.y > p.y) != (b.y > p.y) and p.x < a.x + (p.y - a.y) / (b.y - a.y) * (b.x - a.x):
+            inside = not inside
+    return inside
+
+
+def off_path(p: Point, path: tuple[Point, ...]) -> float:
+    best = math.inf
+    for a, b in pairwise(path):
+        dx, dy = b.x - a.x, b.y - a.y
+        t = min(1.0, max(0.0, ((p.x - a.x) * dx + (p.y - a.y) * dy) / (dx * dx + dy * dy)))
+        best = min(best, math.hypot(p.x - a.x - t * dx, p.y - a.y - t * dy))
+    return best
+
+
+def test_the_point_of_a_wide_slice_is_not_at_the_centre_of_its_box() -> None:
+    pointer = VocabularyPointer(BackendChoice(), reader=Scripted([]))
+    picture = pie([300, 60])
+    [told] = pointer.point(picture, "red slice")
+    assert picture.getpixel((int(told.point.x), int(told.point.y))) == (214, 39, 40)
+    [other] = pointer.point(picture, "blue wedge")
+    assert picture.getpixel((int(other.point.x), int(other.point.y))) == (31, 119, 180)
+
+
+# --- hostile pictures -----------------------------------------------------------------------------
+
+
+def noise(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        Image.new("RGB", (1, 1), "white"),
+        Image.new("RGB", (1, 2000), "red"),
+        Image.new("RGB", (2000, 1), "red"),
+        Image.new("RGB", (300, 200), "black"),
+        noise(400, 300),
+        noise(7, 5),
+    ],
+    ids=["1x1", "1x2000", "2000x1", "black", "noise", "small noise"],
+)
+def test_nothing_is_found_where_nothing_is(picture: Image.Image) -> None:
+    for query in ("bars", "slices", "lines", "dots", "legend", "triangle", "title"):
+        assert blind(picture, query) == []
+
+
+def test_what_is_not_drawn_on_paper_is_no_chart() -> None:
+    cloudy = noise(40, 30).resize((800, 600), Image.Resampling.BICUBIC)
+    mosaic = noise(20, 15).resize((800, 600), Image.Resampling.NEAREST)
+    for query in ("bars", "slices", "lines", "dots", "legend"):
+        assert blind(cloudy, query) == []
+        assert blind(mosaic, query) == []
+
+
+def test_a_picture_of_twelve_million_pixels_is_answered_in_bounded_time() -> None:
+    small = noise(800, 600)
+    picture = small.resize((4000, 3000), Image.Resampling.BICUBIC)
+    began = time.process_time()
+    chart_parts(picture)
+    assert time.process_time() - began < 10  # two seconds on an idle machine
+
+
+# --- tools ----------------------------------------------------------------------------------------
+
+
+class Told(Detector):
+    name = "told"
+
+    def __init__(self, found: list[Detected]) -> None:
+        super().__init__(BackendChoice())
+        self.found = found
+
+    def detect(self, picture: Image.Image, query: str) -> list[Detected]:
+        return self.found
+
+
+class Pointing(Pointer):
+    name = "pointing"
+
+    def __init__(self, found: list[Pointed]) -> None:
+        super().__init__(BackendChoice())
+        self.found = found
+
+    def point(self, picture: Image.Image, description: str) -> list[Pointed]:
+        return self.found
+
+
+def call(tool: Tool, arguments: dict[str, Any]) -> ToolResult:
+    store = ImageStore()
+    images = {"img_0": store.add(root_view(Image.new("RGB", (200, 100), "white")))}
+    [result] = asyncio.run(
+        ToolBox([tool], store=store).call_all(
+            [ToolCall("c", tool.name, {"image": "img_0", **arguments})],
+            images=images,
+            frame=lambda ref: Frame.thousand(ref.width, ref.height),
+        )
+    )
+    return result
+
+
+def test_boxes_come_with_label_and_score_and_a_picture_and_the_rest_is_counted() -> None:
+    many = [Detected("bar", Box(n, 0, n + 3, 9), 0.9) for n in range(MOST_BOXES + 4)]
+    result = call(detect.with_backends({"detector": Told(many)}), {"query": "bar"})
+    boxes = [p for p in result.parts if isinstance(p, BoxFound)]
+    assert len(boxes) == MOST_BOXES
+    assert (boxes[0].label, boxes[0].score, boxes[0].box) == ("bar", 0.9, Box(0, 0, 3, 9))
+    assert any(isinstance(p, Text) and p.text.startswith("4 more were left") for p in result.parts)
+    assert isinstance(result.parts[-1], ImageShown)
+
+
+def test_points_come_with_label_and_score_and_a_picture_and_the_rest_is_counted() -> None:
+    many = [Pointed("dot", Point(n, 5), 0.8) for n in range(MOST_POINTS + 1)]
+    result = call(point.with_backends({"pointer": Pointing(many)}), {"description": "dots"})
+    points = [p for p in result.parts if isinstance(p, PointFound)]
+    assert len(points) == MOST_POINTS
+    assert (points[3].label, points[3].point) == ("dot", Point(3, 5))
+    assert any(isinstance(p, Text) and p.text.startswith("1 more were left") for p in result.parts)
+    assert isinstance(result.parts[-1], ImageShown)
+
+
+def test_where_nothing_is_found_that_is_said_and_no_place_is_made_up() -> None:
+    nothing = call(detect.with_backends({"detector": Told([])}), {"query": "red bar"})
+    assert nothing.parts == (Text("Nothing was found for 'red bar'."),)
+    none = call(point.with_backends({"pointer": Pointing([])}), {"description": "red bar"})
+    assert none.parts == (Text("Nothing was found for 'red bar'."),)
+    assert not nothing.failed
+
+
+def test_a_word_that_is_not_known_is_the_models_mistake() -> None:
+    detector = VocabularyDetector(BackendChoice(), reader=Scripted([]))
+    result = call(detect.with_backends({"detector": detector}), {"query": "giraffe"})
+    assert result.failed
+    [said] = [p.text for p in result.parts if isinstance(p, Text)]
+    assert "'giraffe'" in said
