@@ -15,8 +15,8 @@ from saccade.geometry import Box, Point
 from saccade.images import ImageView, root_view
 from saccade.tools.read_axis import read_axis
 from saccade.types import PointFound
-from saccade.vision.axes import find_scales, number_of
-from saccade.vision.plots import scales_at
+from saccade.vision.axes import Scale, find_scales, number_of
+from saccade.vision.plots import find_plots, scales_at
 from saccade.worlds.chart_figures import chart_figure
 from saccade.worlds.figures import AxisScale, FigureItem, Variety, figure
 from scripted_reader import Scripted, printed
@@ -37,7 +37,11 @@ def column(
 def values_at(item: FigureItem, place: Point) -> dict[str, float]:
     lines = [(t.text, t.box) for t in item.texts]
     at = {"x": place.x, "y": place.y}
-    return {s.side: s.value_at(at[s.side]) for s in scales_at(item.image, lines, place)}
+    return {s.side: s.value_at(at[s.side]) for s in read(item.image, lines, place)}
+
+
+def read(picture: Image.Image, lines: list[tuple[str, Box]], place: Point) -> list[Scale]:
+    return scales_at(find_scales(picture, lines), find_plots(picture, lines), place)
 
 
 @pytest.mark.parametrize(
@@ -55,7 +59,7 @@ def test_numbers_as_axes_print_them(text: str, value: float | None) -> None:
 
 @pytest.mark.parametrize("variety", ["plain", "dark", "jpeg", "borderless", "inset"])
 def test_places_in_figures_are_read_within_a_hundredth_of_the_axis(variety: Variety) -> None:
-    read = 0
+    count = 0
     for item in (figure(n, variety=variety) for n in range(300, 304)):
         for plot in item.plots:
             axes: list[tuple[str, AxisScale | None]] = [("x", plot.x_axis), ("y", plot.y_axis)]
@@ -67,13 +71,13 @@ def test_places_in_figures_are_read_within_a_hundredth_of_the_axis(variety: Vari
                 place = Point(at, middle.y) if side == "x" else Point(middle.x, at)
                 value = values_at(item, place)[side]
                 assert abs(value - axis.value_at(at)) < 0.01 * axis.range, (side, plot.title)
-                read += 1
-    assert read >= 4
+                count += 1
+    assert count >= 4
 
 
 def test_places_in_charts_are_read_though_a_digit_is_not() -> None:
     """Of the numbers of an axis those of one digit are not read."""
-    read = 0
+    count = 0
     for item in map(chart_figure, range(30)):
         lines = [(t.text, t.box) for t in item.texts if len(t.text) > 1]
         for plot in item.plots:
@@ -81,12 +85,12 @@ def test_places_in_charts_are_read_though_a_digit_is_not() -> None:
                 continue
             low, high = plot.y_axis.pixels
             place = Point(plot.frame.center.x, low + 0.4 * (high - low))
-            found = [s for s in scales_at(item.image, lines, place) if s.side == "y"]
+            found = [s for s in read(item.image, lines, place) if s.side == "y"]
             for scale in found:
                 off = scale.value_at(place.y) - plot.y_axis.value_at(place.y)
                 assert abs(off) < 0.015 * plot.y_axis.range
-                read += 1
-    assert read >= 10
+                count += 1
+    assert count >= 10
 
 
 def test_what_does_not_fit_the_others_is_left_out() -> None:

@@ -306,6 +306,41 @@ def test_hatches_and_print_belong_to_the_thing_that_they_are_on() -> None:
     assert overlap(found.mask, a_mask(300, 200, (100, 40, 180, 160)).array()) > 0.95
 
 
+def test_a_small_hole_belongs_to_the_thing_and_a_large_one_does_not() -> None:
+    for side, belongs in ((12, True), (40, False)):
+        hole = (130, 80, 130 + side, 80 + side)
+        found = filled(
+            paper(((100, 40, 200, 160), "#ff7f0e"), (hole, "white")), points=[Point(105, 50)]
+        )
+        assert found is not None
+        assert found.mask[85, 135] == belongs
+
+
+def test_a_thing_whose_colour_changes_from_side_to_side_is_one() -> None:
+    made = paper()
+    for x in range(60, 240):
+        shade = (x - 60) * 200 // 180
+        ImageDraw.Draw(made).line([(x, 50), (x, 149)], fill=(0, shade, shade // 2))
+    there = a_mask(300, 200, (60, 50, 240, 150)).array()
+    for found in (
+        filled(made, points=[Point(150, 100)]),
+        filled(made, box=Box(60, 50, 240, 150)),
+    ):
+        assert found is not None
+        assert overlap(found.mask, there) > 0.95
+
+
+def test_of_two_plain_things_the_one_whose_sides_are_those_of_the_box_is_meant() -> None:
+    made = paper(((60, 40, 240, 160), "#9ecae1"), ((110, 60, 190, 140), "#d62728"))
+    for box, row, column in ((Box(60, 40, 240, 160), 50, 70), (Box(110, 60, 190, 140), 100, 150)):
+        found = filled(made, box=box)
+        assert found is not None
+        assert found.mask[row, column]
+        ys, xs = np.nonzero(found.mask)
+        seen = Box(float(xs.min()), float(ys.min()), float(xs.max()) + 1, float(ys.max()) + 1)
+        assert iou(seen, box) > 0.95
+
+
 @pytest.mark.parametrize(
     "point", [Point(0, 0), Point(300, 200), Point(0, 200), Point(299.99, 0.5), Point(300, 100)]
 )
@@ -356,17 +391,17 @@ def test_a_thing_in_a_large_picture_is_found_at_its_own_scale() -> None:
     assert found.mask.sum() == 30 * 50
 
 
-def test_the_same_question_gives_the_same_mask() -> None:
-    rng = np.random.default_rng(1)
-    spots = paper(*(((x, y, x + 20, y + 20), c) for x, y, c in _spots(rng)))
-    first, second = (FILLS.segment(spots, box=Box(80, 40, 220, 160)) for _ in range(2))
-    assert first == second
+def test_the_same_question_gives_the_same_mask_whatever_was_drawn_by_lot_before() -> None:
+    import cv2
+    from skimage.data import astronaut
 
-
-def _spots(rng: np.random.Generator) -> list[tuple[int, int, str]]:
-    colors = ("#b03020", "#c05030", "#a02828")
-    places = rng.integers((90, 50), (200, 140), size=(40, 2))
-    return [(int(x), int(y), colors[n % 3]) for n, (x, y) in enumerate(places)]
+    picture = Image.fromarray(astronaut())
+    found = []
+    for seed in range(4):
+        cv2.setRNGSeed(seed)  # as other work in this thread may
+        found.append(FILLS.segment(picture, box=Box(60, 0, 400, 510)))
+    assert found[0] is not None
+    assert all(f == found[0] for f in found)
 
 
 @st.composite

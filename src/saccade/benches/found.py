@@ -54,8 +54,8 @@ class Found:
     """None where nothing was found."""
     f1: float | None
     ms: float | None
-    """Mean of the processor for a call on a picture that was not seen before; of `print`, and of
-    what rests on it too where `print` is not asked for."""
+    """Mean of the processor for the first call on a picture. What an earlier sort of thing made a
+    back end see is remembered: `print` and `bars` bear the cost for those after them."""
 
 
 def bench_found(

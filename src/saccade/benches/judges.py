@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ from saccade.errors import ToolError
 from saccade.geometry import Box, Mask, Point, iou
 from saccade.images import root_view
 from saccade.tools import Tool, tools_described
+from saccade.vision.axes import find_scales
 from saccade.vision.frames import find_frames
-from saccade.vision.plots import scales_at
+from saccade.vision.plots import find_plots, scales_at
 from saccade.worlds.figures import (
     COLORS,
     AxisScale,
@@ -51,6 +52,8 @@ NEAR = 0.02
 """Of the diagonal: a point that is nearer to the middle of a thing points at it."""
 LEAST_PX = 10.0
 """Size of print that must be read."""
+MOST_SEGMENTED = 2
+"""Of a kind, in one figure."""
 LEAST_PIXELS = 60
 """Of a thing that must be segmented."""
 NAMES: Mapping[ShapeKind, str] = {"bar": "bar", "wedge": "slice", "line": "line", "dot": "dot"}
@@ -74,21 +77,29 @@ NewJudge = Callable[["Eyes"], Judge]
 
 
 class Eyes:
-    """The back ends that judges ask. One reader for all: print is read once in a figure; the others
-    are made anew for each, so that none remembers what another saw.
-    """
+    """The back ends that judges ask, each made once."""
 
     def __init__(self, chosen: Mapping[BackendKind, BackendChoice] | None = None) -> None:
         self._chosen = chosen or {}
 
-    def made(self, kind: BackendKind) -> Any:
-        """The chosen back end of that kind. Raises RecipeError as `backends.made`."""
+    def _made(self, kind: BackendKind) -> Any:
         return made(kind, self._chosen.get(kind, BackendChoice()))
 
     @cached_property
     def reader(self) -> Reader:
-        reader: Reader = self.made("reader")
-        return reader
+        return cast(Reader, self._made("reader"))
+
+    @cached_property
+    def detector(self) -> Detector:
+        return cast(Detector, self._made("detector"))
+
+    @cached_property
+    def pointer(self) -> Pointer:
+        return cast(Pointer, self._made("pointer"))
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        return cast(Segmenter, self._made("segmenter"))
 
 
 class _Clock:
@@ -239,6 +250,8 @@ def _axes(eyes: Eyes) -> Judge:
     def judge(item: FigureItem) -> Seen:
         clock, found, quality, wrong = _Clock(), list[bool](), list[float](), 0
         lines = [(line.text, line.box) for line in reader.read(item.image)]
+        with clock:
+            scales, plots = find_scales(item.image, lines), find_plots(item.image, lines)
         for plot in item.plots:
             for side, truth in (("x", plot.x_axis), ("y", plot.y_axis)):
                 if truth is None:
@@ -246,9 +259,7 @@ def _axes(eyes: Eyes) -> Judge:
                 for share in (0.1, 0.3, 0.5, 0.7, 0.9):
                     place = _between(plot.frame, truth, side, share)
                     at = place.x if side == "x" else place.y
-                    with clock:
-                        scales = scales_at(item.image, lines, place)
-                    read = [s for s in scales if s.side == side]
+                    read = [s for s in scales_at(scales, plots, place) if s.side == side]
                     value = read[0].value_at(at) if read else math.inf
                     off = abs(value - truth.value_at(at)) / truth.range
                     found.append(off <= AXIS_OFF)
@@ -273,7 +284,7 @@ def _detected(kind: ShapeKind) -> NewJudge:
     """Asks for each colour that things of the kind have, and for one that none has."""
 
     def ready(eyes: Eyes) -> Judge:
-        detector: Detector = eyes.made("detector")
+        detector = eyes.detector
 
         def judge(item: FigureItem) -> Seen:
             clock, found, quality, wrong = _Clock(), list[bool](), list[float](), 0
@@ -297,7 +308,7 @@ def _detected(kind: ShapeKind) -> NewJudge:
 
 
 def _legends(eyes: Eyes) -> Judge:
-    detector: Detector = eyes.made("detector")
+    detector = eyes.detector
 
     def judge(item: FigureItem) -> Seen:
         clock = _Clock()
@@ -344,7 +355,7 @@ def _points(eyes: Eyes) -> Judge:
     """Asks for each bar, slice and dot that is the only one of its colour; found: within NEAR of
     its middle; quality: whether the point lies on it.
     """
-    pointer: Pointer = eyes.made("pointer")
+    pointer = eyes.pointer
 
     def judge(item: FigureItem) -> Seen:
         clock, found, quality, wrong = _Clock(), list[bool](), list[float](), 0
@@ -391,12 +402,12 @@ def _segmented(way: str) -> NewJudge:
     """Asks for each bar, slice and dot by its box, or by the point furthest from its edges."""
 
     def ready(eyes: Eyes) -> Judge:
-        segmenter: Segmenter = eyes.made("segmenter")
+        segmenter = eyes.segmenter
 
         def judge(item: FigureItem) -> Seen:
             clock, quality = _Clock(), list[float]()
             for kind in ("bar", "wedge", "dot"):
-                for shape in _shapes(item, kind)[:5]:
+                for shape in _shapes(item, kind)[:MOST_SEGMENTED]:
                     mask = _mask(shape, item.image.size)
                     box = shape.box.clip(*item.image.size)
                     if mask.sum() < LEAST_PIXELS or box is None:

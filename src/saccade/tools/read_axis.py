@@ -16,8 +16,8 @@ from saccade.geometry import Point
 from saccade.images import ImageView
 from saccade.tools.spec import tool
 from saccade.types import PointFound
-from saccade.vision.axes import Scale
-from saccade.vision.plots import scales_at
+from saccade.vision.axes import Scale, find_scales
+from saccade.vision.plots import find_plots, scales_at
 
 __all__ = ["read_axis"]
 
@@ -37,7 +37,8 @@ def read_axis(
     point, as far along the other axis as the point is. The picture has the place's lines drawn in.
     """
     lines = [(line.text, line.box) for line in reader.read(image.pixels)]
-    scales = scales_at(image.pixels, lines, point)
+    picture = image.pixels
+    scales = scales_at(find_scales(picture, lines), find_plots(picture, lines), point)
     if not scales:
         raise ToolError(
             f"No axis with three numbers or more was found beside ({point.x:g}, {point.y:g}); "

@@ -90,14 +90,13 @@ def find_plots(picture: Image.Image, lines: Sequence[Line]) -> list[Plot]:
     return [p._replace(title=_title(p, lines, is_pie=p.core in pies)) for p in found]
 
 
-def scales_at(picture: Image.Image, lines: Sequence[Line], point: Point) -> list[Scale]:
-    """The axes on which a place is read, at most one of each side.
+def scales_at(scales: Sequence[Scale], plots: Sequence[Plot], point: Point) -> list[Scale]:
+    """Of the axes in a picture those on which a place is read, at most one of each side.
 
     Of those in the plot that the place lies in, the nearest whose ticks stand beside it, those on
     its left and below before others.
     """
-    scales = find_scales(picture, lines)
-    regions = [p.region for p in find_plots(picture, lines) if _is_in(p.region, point)]
+    regions = [p.region for p in plots if _is_in(p.region, point)]
     if regions:
         region = min(regions, key=lambda r: r.area)
         scales = [s for s in scales if _is_in(region, s.box.center)]
