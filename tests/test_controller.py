@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import pytest
@@ -13,10 +15,10 @@ from PIL import Image
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame
 from saccade.image_store import ImageStore
-from saccade.images import ImageView, root_view
+from saccade.images import OPERATIONS, ImageView, root_view
 from saccade.tools import ToolBox, builtin_tools
-from saccade.tools.running import InThreads, Returned
-from saccade.tools.spec import Tool
+from saccade.tools.running import AT_ONCE_PX, Elsewhere, InThreads, Returned
+from saccade.tools.spec import Tool, tool
 from saccade.toolserver.controller import Controller
 from saccade.toolserver.metrics import as_prometheus, as_rows
 from saccade.types import Text, ToolCall
@@ -25,7 +27,7 @@ CROP, ZOOM = builtin_tools()["crop"], builtin_tools()["zoom"]
 VIEW = root_view(Image.fromarray(np.arange(60 * 40 * 3, dtype=np.uint8).reshape(40, 60, 3)))
 
 
-class Gate:
+class Gate(Elsewhere):
     """A way that answers when it is let, and knows how many calls it holds."""
 
     def __init__(self, takes: int = 100) -> None:
@@ -196,3 +198,60 @@ def test_in_process_it_gives_what_the_tool_gives() -> None:
     [part] = asyncio.run(controller.run(CROP, {"image": VIEW, "box": box}, deadline_s=5))
     assert isinstance(part, ImageView)
     assert part.ref == VIEW.crop(box).ref
+
+
+# --- at once --------------------------------------------------------------------------------------
+
+
+@tool(is_view=True)
+def whose_thread(image: ImageView) -> str:
+    """Tell in which thread it runs."""
+    return threading.current_thread().name
+
+
+@tool(is_view=True)
+def enlarged(image: ImageView, side: Annotated[int, "of the square"]) -> ImageView:
+    """Enlarge an image."""
+    return image.resize(side, side)
+
+
+def test_small_views_are_made_here_and_counted() -> None:
+    controller = Controller(InThreads())
+    here = threading.current_thread().name
+    assert asyncio.run(controller.run(whose_thread, {"image": VIEW}, deadline_s=5)) == [Text(here)]
+    other = replace(whose_thread, is_view=False)
+    [elsewhere] = asyncio.run(controller.run(other, {"image": VIEW}, deadline_s=5))
+    assert isinstance(elsewhere, Text)
+    assert elsewhere.text != here
+    counts = controller.counts["whose_thread"]
+    assert (counts.calls, counts.ended, counts.held, counts.running) == (2, 2, 0, 0)
+    far = {"image": VIEW, "box": Box(500, 0, 600, 9)}
+    with pytest.raises(ToolError):
+        asyncio.run(controller.run(CROP, far, deadline_s=5))
+    counts = controller.counts["crop"]
+    assert (counts.calls, counts.ended, counts.mistakes) == (1, 1, 1)
+
+
+@pytest.mark.parametrize(("side", "is_here"), [(900, True), (1100, False)])
+def test_pixels_of_large_views_are_made_in_a_thread(side: int, is_here: bool) -> None:
+    made_in: list[str] = []
+    resize = OPERATIONS["resize"]
+
+    def spied(parents: Any, arguments: Any) -> Image.Image:
+        made_in.append(threading.current_thread().name)
+        return resize.make(parents, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPERATIONS, "resize", resize._replace(make=spied))
+        run = Controller(InThreads()).run(enlarged, {"image": VIEW, "side": side}, deadline_s=5)
+        [view] = asyncio.run(run)
+        assert isinstance(view, ImageView)
+        _ = view.pixels
+    assert (side * side <= AT_ONCE_PX) == is_here
+    assert (made_in == [threading.current_thread().name]) == is_here
+
+
+def test_what_a_view_derives_from_counts_with_it() -> None:
+    large = VIEW.resize(1100, 1100)
+    assert InThreads().at_once(CROP, {"image": large, "box": Box(0, 0, 9, 9)}) is None
+    assert InThreads().at_once(CROP, {"image": VIEW, "box": Box(0, 0, 9, 9)}) is not None

@@ -291,8 +291,8 @@ def _detected(kind: ShapeKind) -> NewJudge:
             shapes = _shapes(item, kind)
             colors = sorted({s.color for s in shapes})
             drawn = {s.color for p in item.plots for s in p.shapes}
-            absent = next(c for c in COLORS if c not in drawn)
-            for color in [*colors, absent]:
+            absent = [c for c in COLORS if c not in drawn]
+            for color in [*colors, *absent[:1]]:
                 there = [s.box for s in shapes if s.color == color]
                 with clock:
                     seen = _asked(detector, item.image, f"{color} {NAMES[kind]}")

@@ -15,7 +15,7 @@ from saccade.tools.spec import On, tool
 __all__ = ["compare"]
 
 
-@tool
+@tool(is_view=True)
 def compare(
     image: ImageView,
     box: Annotated[Box, "region of `image`, shown on the left", On("image")],

@@ -11,7 +11,7 @@ from saccade.tools.spec import tool
 __all__ = ["crop"]
 
 
-@tool(aliases=("Crop",))
+@tool(aliases=("Crop",), is_view=True)
 def crop(image: ImageView, box: Annotated[Box, "region to cut out"]) -> ImageView:
     """Cut a region out of an image and look at it on its own.
 

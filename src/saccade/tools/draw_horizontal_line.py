@@ -11,7 +11,7 @@ from saccade.tools.spec import YCoordinate, tool
 __all__ = ["draw_horizontal_line"]
 
 
-@tool(aliases=("DrawHorizontalLineByY",))
+@tool(aliases=("DrawHorizontalLineByY",), is_view=True)
 def draw_horizontal_line(
     image: ImageView, y: Annotated[YCoordinate, "height of the line"]
 ) -> ImageView:

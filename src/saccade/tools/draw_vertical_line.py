@@ -11,7 +11,7 @@ from saccade.tools.spec import XCoordinate, tool
 __all__ = ["draw_vertical_line"]
 
 
-@tool(aliases=("DrawVerticalLineByX",))
+@tool(aliases=("DrawVerticalLineByX",), is_view=True)
 def draw_vertical_line(
     image: ImageView, x: Annotated[XCoordinate, "position of the line from the left"]
 ) -> ImageView:

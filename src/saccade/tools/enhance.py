@@ -13,7 +13,7 @@ from saccade.tools.spec import tool
 __all__ = ["enhance"]
 
 
-@tool
+@tool(is_view=True)
 def enhance(
     image: ImageView,
     how: Annotated[

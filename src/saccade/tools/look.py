@@ -17,7 +17,7 @@ from saccade.tools.spec import tool
 __all__ = ["look"]
 
 
-@tool
+@tool(is_view=True)
 def look(image: ImageView, box: Annotated[Box, "region to look at"]) -> ImageView:
     """Cut a region out of an image and trim it to the print in it.
 

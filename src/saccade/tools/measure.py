@@ -15,7 +15,7 @@ from saccade.tools.spec import tool
 __all__ = ["measure"]
 
 
-@tool
+@tool(is_view=True)
 def measure(
     image: ImageView,
     start: Annotated[Point, "first point"],

@@ -14,7 +14,7 @@ from saccade.tools.spec import Between, tool
 __all__ = ["rotate"]
 
 
-@tool
+@tool(is_view=True)
 def rotate(
     image: ImageView,
     degrees: Annotated[float, "angle, counter-clockwise", Between(-360, 360)],

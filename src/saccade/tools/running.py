@@ -21,8 +21,10 @@ from saccade.images import ImageView
 from saccade.tools.spec import Tool
 from saccade.types import BoxFound, ImageRef, MaskFound, Part, PointFound, Text
 
-__all__ = ["InThreads", "Returned", "Runner", "call_tool", "missed_deadline"]
+__all__ = ["Elsewhere", "InThreads", "Returned", "Runner", "call_tool", "missed_deadline"]
 
+AT_ONCE_PX = 1_000_000
+"""Pixels to be made that keep no event loop waiting: some 10 ms at the worst."""
 Returned = ImageView | Part
 """One thing that a call gave: a new image, or a part that a result holds as it is."""
 
@@ -39,8 +41,17 @@ class Runner(Protocol):
         ...
 
 
+class Elsewhere:
+    """What ways have in common that run every call somewhere else."""
+
+    def at_once(self, tool: Tool, arguments: Mapping[str, Any]) -> list[Returned] | None:
+        """Never: the caller's process is to be kept free."""
+        return None
+
+
 class InThreads:
-    """Every call in a daemon thread of this process.
+    """Every call in a daemon thread of this process, but for small views, which cost less than the
+    way to a thread and back.
 
     A late call is abandoned, not stopped, and a tool that holds the interpreter's lock holds up the
     others. Not a pool: an abandoned call would hold a thread of it for as long as it likes.
@@ -57,6 +68,18 @@ class InThreads:
     def close(self) -> None:
         """There is nothing to end."""
 
+    def at_once(self, tool: Tool, arguments: Mapping[str, Any]) -> list[Returned] | None:
+        """What a call gives whose work is known to be small; None where it is not, or may not be.
+
+        Raises as `Runner.run`.
+        """
+        if not tool.is_view:
+            return None
+        parts = call_tool(tool, arguments)
+        if sum(_work(p.ref) for p in parts if isinstance(p, ImageView)) > AT_ONCE_PX:
+            return None
+        return _made(parts)
+
     async def run(
         self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
     ) -> list[Returned]:
@@ -66,6 +89,14 @@ class InThreads:
                 return await in_thread(lambda: _made(call_tool(tool, arguments)))
         except TimeoutError:
             raise missed_deadline(tool.name, deadline_s) from None
+
+
+def _work(ref: ImageRef) -> float:
+    """Pixels that may have to be made for an image: its own, and those of all it derives from; of
+    originals, which are read, a tenth.
+    """
+    own = ref.width * ref.height
+    return own / 10 if ref.is_root else own + sum(_work(part.parent) for part in ref.parts)
 
 
 def missed_deadline(name: str, deadline_s: float) -> ToolUnavailable:

@@ -160,6 +160,8 @@ class Tool:
     """Whether it ends the episode: dialects read such a call as the answer and no box runs it."""
     needs: tuple[tuple[str, BackendKind], ...] = ()
     """Names of parameters that take a back end, and its kind; `with_backends` fills them."""
+    is_view: bool = False
+    """Whether it does no more than derive images: its cost is that of their pixels."""
 
     def with_backends(self, backends: Mapping[BackendKind, Backend]) -> Tool:
         """The tool with the back ends that it needs, by kind, bound to it."""
@@ -183,7 +185,11 @@ class Tool:
 def tool(function: Callable[..., Any], /) -> Tool: ...
 @overload
 def tool(
-    *, aliases: Sequence[str] = (), version: int = 1, is_answer: bool = False
+    *,
+    aliases: Sequence[str] = (),
+    version: int = 1,
+    is_answer: bool = False,
+    is_view: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -192,6 +198,7 @@ def tool(
     aliases: Sequence[str] = (),
     version: int = 1,
     is_answer: bool = False,
+    is_view: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Makes a `Tool` of a function: name, help and schema come from its signature and docstring.
 
@@ -222,7 +229,7 @@ def tool(
             "additionalProperties": False,
         }
         spec = ToolSpec(name=name, description=description, schema=schema, version=version)
-        return Tool(function, spec, parameters, tuple(aliases), is_answer, needs)
+        return Tool(function, spec, parameters, tuple(aliases), is_answer, needs, is_view)
 
     return make if function is None else make(function)
 

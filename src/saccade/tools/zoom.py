@@ -16,7 +16,7 @@ from saccade.tools.spec import Between, tool
 __all__ = ["zoom"]
 
 
-@tool
+@tool(is_view=True)
 def zoom(
     image: ImageView,
     box: Annotated[Box, "region to enlarge"],

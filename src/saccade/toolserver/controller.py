@@ -53,6 +53,10 @@ class Way(Runner, Protocol):
         """Of each group of workers; none where tools run in this process."""
         ...
 
+    def at_once(self, tool: Tool, arguments: Mapping[str, Any]) -> list[Returned] | None:
+        """What a call gives that is so small that it is run here and now; None where it is not."""
+        ...
+
     def close(self) -> None:
         """End what it started."""
         ...
@@ -99,6 +103,10 @@ class ToolCounts:
                 del kept[: KEPT_LATENCIES // 2]
 
 
+class _Refused(ToolUnavailable):
+    """Too many calls were waiting."""
+
+
 class Controller:
     """Dispatches calls to a way of running tools, and counts what becomes of them."""
 
@@ -115,13 +123,41 @@ class Controller:
     ) -> list[Returned]:
         """See `tools.running.Runner`. Raises ToolUnavailable too where too many calls wait."""
         counts = self.counts.setdefault(tool.name, ToolCounts())
+        try:
+            return await self._answer(tool, arguments, counts, deadline_s=deadline_s)
+        except ToolError:
+            counts.mistakes += 1
+            raise
+        except _Refused:
+            counts.refused += 1
+            raise
+        except ToolUnavailable:
+            counts.unavailable += 1
+            raise
+        except ToolCrashed:
+            counts.crashed += 1
+            raise
+
+    async def _answer(
+        self, tool: Tool, arguments: Mapping[str, Any], counts: ToolCounts, *, deadline_s: float
+    ) -> list[Returned]:
+        began = time.perf_counter()
+        try:
+            parts = self.way.at_once(tool, arguments)
+        except (ToolError, ToolUnavailable, ToolCrashed):
+            counts.calls += 1
+            counts.took(0.0, time.perf_counter() - began)
+            raise
+        if parts is not None:
+            counts.calls += 1
+            counts.took(0.0, time.perf_counter() - began)
+            return parts
         under_way = self._loops.setdefault(asyncio.get_running_loop(), _UnderWay())
         key = _key(tool, arguments, deadline_s)
         call = under_way.calls.get(key)
         if call is None:
             if counts.held >= self._waiting + self.way.capacity(tool.name):
-                counts.refused += 1
-                raise ToolUnavailable(
+                raise _Refused(
                     f"{counts.held} calls of {tool.name} wait or run already: give it more "
                     "processes, or let fewer episodes run at a time."
                 )
@@ -134,18 +170,8 @@ class Controller:
         else:
             counts.shared += 1
         counts.calls += 1
-        try:
-            # shielded: a caller that leaves must not take the answer from those that share it
-            return await asyncio.shield(call)
-        except ToolError:
-            counts.mistakes += 1
-            raise
-        except ToolUnavailable:
-            counts.unavailable += 1
-            raise
-        except ToolCrashed:
-            counts.crashed += 1
-            raise
+        # shielded: a caller that leaves must not take the answer from those that share it
+        return await asyncio.shield(call)
 
     async def _run(
         self,

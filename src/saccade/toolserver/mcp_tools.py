@@ -24,7 +24,7 @@ from saccade.config import McpConfig
 from saccade.errors import ImageError, RecipeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.images import ImageView, root_view
 from saccade.picture_files import load_image
-from saccade.tools.running import Returned, missed_deadline
+from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Between, Kind, Parameter, Tool
 from saccade.toolserver.own_loop import OwnLoop
 from saccade.types import Text, ToolSpec
@@ -43,7 +43,7 @@ _KINDS: dict[str, Kind] = {
 }
 
 
-class McpTools:
+class McpTools(Elsewhere):
     """Connections to servers, and the tools that they offer. `close` ends them."""
 
     def __init__(self, servers: Mapping[str, McpConfig]) -> None:

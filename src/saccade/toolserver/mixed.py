@@ -29,6 +29,9 @@ class Mixed:
         for way in self._ways:
             way.close()
 
+    def at_once(self, tool: Tool, arguments: Mapping[str, Any]) -> list[Returned] | None:
+        return self._named.get(tool.name, self._usual).at_once(tool, arguments)
+
     async def run(
         self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
     ) -> list[Returned]:

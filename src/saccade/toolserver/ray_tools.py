@@ -25,7 +25,7 @@ from saccade import errors
 from saccade.config import BackendChoice, BackendKind
 from saccade.errors import ToolUnavailable
 from saccade.images import ImageView
-from saccade.tools.running import Returned, missed_deadline
+from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver import in_child
 from saccade.toolserver.in_child import Answer
@@ -42,7 +42,7 @@ KEPT_PICTURES = 256
 """In the object store, those used last."""
 
 
-class RayTools:
+class RayTools(Elsewhere):
     """Groups of tools, each a deployment of Ray Serve. `close` ends them."""
 
     def __init__(

@@ -21,7 +21,7 @@ from PIL import Image
 from saccade.errors import RecipeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Point
 from saccade.images import ImageView
-from saccade.tools.running import Returned, missed_deadline
+from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver.own_loop import OwnLoop
 from saccade.toolserver.wire import parts_from_json
@@ -67,7 +67,7 @@ class _Service:
     """Pictures that are on their way there, by key."""
 
 
-class Remote:
+class Remote(Elsewhere):
     """Calls of tools at those services that have them. `close` ends its connections."""
 
     def __init__(self, urls: Sequence[str], *, token: str, at_once: int = 64) -> None:

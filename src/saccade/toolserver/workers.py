@@ -27,7 +27,7 @@ from saccade import errors
 from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError, ToolCrashed, ToolUnavailable
 from saccade.images import ImageView
-from saccade.tools.running import Returned, missed_deadline
+from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver import in_child
 from saccade.toolserver.in_child import OUT_OF_MEMORY, Answer
@@ -63,7 +63,7 @@ class WorkersHealth:
     """Seconds since the epoch."""
 
 
-class Workers:
+class Workers(Elsewhere):
     """Groups of tools, each in `processes` processes of its own. Use as an async context manager,
     or `close` it.
     """
