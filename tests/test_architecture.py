@@ -32,7 +32,7 @@ LAYERS = (
     ("engines.torch",),
     ("assemble",),
     ("ledger",),
-    ("pretrain", "sft", "measure", "sampling", "synth_kept", "ask"),
+    ("pretrain", "sft", "measure", "sampling", "synth_kept", "ask", "validation"),
     ("rl",),
     ("benches", "ladder"),
     ("view",),

@@ -242,8 +242,10 @@ def setup_for(
             barrier=recipe.deterministic,
         )
     toolbox = None
-    if recipe.tools and recipe.dialect != "plain":
+    given = [name for name in recipe.tools if name not in recipe.rollout.withheld]
+    if given and recipe.dialect != "plain":
         tools, controller = _served(recipe)
+        tools = [t for t in tools if t.name not in recipe.rollout.withheld]
         toolbox = ToolBox(
             tools, store=store, deadline_s=recipe.rollout.tool_deadline_s, runner=controller
         )

@@ -275,15 +275,22 @@ def synth(
     count: Annotated[int, typer.Option(min=1, help="Demonstrations.")] = 400,
     seed: Annotated[int, typer.Option(min=0, help="Of qualities and places.")] = 0,
     dialect: Annotated[str, typer.Option(help="How turns are written.")] = "pointing",
+    tools: Annotated[str, typer.Option(help="With commas; each must take a box.")] = "look",
 ) -> None:
     """Write demonstrations for charts, by an oracle that is good in most cases and bad in some."""
     from saccade.dialects import dialect as dialect_named
     from saccade.synth import write_demonstrations
     from saccade.synth_charts import demonstrations
+    from saccade.tools import tools_described
 
     if dialect == "plain":
         raise RecipeError("The dialect plain can't write a look; demonstrations need another one.")
-    write_demonstrations(out, demonstrations(count, seed=seed, dialect=dialect_named(dialect)))
+    names = tools.split(",")
+    for tool in tools_described(names):
+        if "box" not in tool.spec.schema["properties"]:
+            raise RecipeError(f"{tool.name} takes no box, and the oracle can say nothing else.")
+    words = dialect_named(dialect, tools=names)
+    write_demonstrations(out, demonstrations(count, seed=seed, dialect=words, tools=names))
     typer.echo(out)
 
 

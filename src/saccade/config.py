@@ -105,6 +105,9 @@ class RolloutConfig(Section):
 
     pictures: Literal["shown", "hidden"] = "shown"
     """`hidden`: the question without its pictures, for what can be answered blindly."""
+    withheld: tuple[str, ...] = ()
+    """Tools of the recipe that the model is not given: it is not told of them, and calls to them
+    are mistakes. Its dialect knows their words, so that what it learned to write means the same."""
 
     @model_validator(mode="after")
     def _a_turn_fits_the_context(self) -> RolloutConfig:
@@ -477,6 +480,15 @@ class Recipe(Section):
         if twice := sorted({t for t in tools if tools.count(t) > 1}):
             raise ValueError(f"must name each tool once, but {', '.join(twice)} stands twice")
         return tools
+
+    @model_validator(mode="after")
+    def _tools_are_there(self) -> Recipe:
+        if strange := [t for t in self.rollout.withheld if t not in self.tools]:
+            raise ValueError(
+                f"rollout.withheld must name tools of the recipe ({', '.join(self.tools)}), "
+                f"got {', '.join(strange)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _pictures_fit(self) -> Recipe:

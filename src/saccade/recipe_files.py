@@ -103,7 +103,7 @@ _NO_ROLLOUTS = {
 """What says nothing about pretraining, which asks nobody."""
 
 
-_ADDED: dict[str, Any] = {"backends": {}, "mcp": {}}
+_ADDED: dict[str, Any] = {"backends": {}, "mcp": {}, "rollout.withheld": []}
 """Keys that recipes did not always have, with what they say where nobody sets them: then they leave
 hashes and runs of earlier recipes valid."""
 
@@ -115,7 +115,13 @@ def recipe_hash(recipe: Recipe, *, stage: Stage) -> str:
     """
     told_elsewhere = set() if stage == "eval" else {"model"}
     data = recipe.model_dump(mode="json", exclude=_not_of(stage) | told_elsewhere)
-    data = {k: v for k, v in data.items() if k not in _ADDED or v != _ADDED[k]}
+    for key, unset in _ADDED.items():
+        *above, last = key.split(".")
+        section = data
+        for name in above:
+            section = section.get(name, {})
+        if section.get(last) == unset:
+            del section[last]
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 

@@ -37,7 +37,6 @@ from saccade.engines import Sampling
 from saccade.engines.torch import TorchEngine
 from saccade.episode_json import episode_to_json
 from saccade.errors import RecipeError, SaccadeError
-from saccade.evaluate import row_of
 from saccade.image_store import ImageStore
 from saccade.losses import (
     SAME_REWARD,
@@ -60,6 +59,7 @@ from saccade.sft import checkpoint, resume, trainable
 from saccade.tasks import Task, stream
 from saccade.tokens import Flat, Pack, episode_tree, flatten, pack
 from saccade.types import Episode, Group, Sample
+from saccade.validation import tool_rows, validate
 
 __all__ = [
     "Rollouts",
@@ -169,11 +169,14 @@ async def _run(recipe: Recipe) -> Path:
                     "seconds_update": time.monotonic() - rolled,
                 }
                 folder.append("metrics", {"stage": "rl", "step": step, **row})
+                for used in tool_rows(sampled.episodes, setup):
+                    folder.append("metrics", {"step": step, **used})
                 bar.advance(f"reward {row['reward']:+.2f} calls {row['calls']:.2f}")
                 _keep_one(folder, sampled, store, step=step)
                 if config.eval_every and step % config.eval_every == 0:
                     publish(setup.engine, policy, version=step, same_vision=config.freeze_vision)
-                    folder.append("metrics", await _validate(task, setup, recipe, step=step))
+                    for validated in await validate(task, setup, recipe):
+                        folder.append("metrics", {"step": step, **validated})
                 prompts = await upcoming
                 needed = {i.key for sample, _ in prompts for i in sample.images}
                 for episode in sampled.episodes:
@@ -512,25 +515,3 @@ def _keep_one(folder: RunFolder, sampled: Rollouts, store: ImageStore, *, step: 
         episode = sampled.episodes[0]
         store.save(episode.images.values(), folder.path)
         folder.append("episodes", {"step": step, "arm": "rl", **episode_to_json(episode)})
-
-
-async def _validate(task: Task, setup: Setup, recipe: Recipe, *, step: int) -> dict[str, Any]:
-    """Greedy accuracy on the validation split, by stratum, as a row of the metrics."""
-    samples = task.load("validation", store=setup.store, count=recipe.rl.eval_items)
-    greedy = Sampling(0.0, recipe.rollout.max_tokens_per_turn)
-    episodes = await rollout(
-        samples,
-        replace(setup, rubric=task.rubric),
-        partners=partners_among(samples, mode=setup.observation),
-        sampling=greedy,
-        seed=recipe.seed,
-        concurrency=recipe.rollout.concurrency,
-    )
-    rows = [row_of(e, task.rubric) for e in episodes]
-    found: dict[str, Any] = {"stage": "validation", "step": step}
-    for name in ("", *sorted({r.stratum for r in rows if r.stratum})):
-        chosen = [r for r in rows if not name or r.stratum == name]
-        key = f"accuracy_{name}" if name else "accuracy"
-        found[key] = sum(bool(r.strict) for r in chosen) / len(chosen)
-    found["calls"] = sum(len(e.calls) for e in episodes) / len(episodes)
-    return found

@@ -28,7 +28,7 @@ from saccade.atomic_files import Reading, Writing, discard, sync_folder, sync_tr
 from saccade.environment import environment
 from saccade.errors import DataError, StorageError
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "stage_of_tool"]
 
 _STEP = re.compile(r"(?:\.old-)?step-(\d{6,})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -362,3 +362,8 @@ class RunFolder:
             raise StorageError(
                 f"{name} can't be read ({os.strerror(error.errno or 0)})."
             ) from error
+
+
+def stage_of_tool(name: str) -> str:
+    """Under which stage the metrics tell of a tool."""
+    return f"tool: {name}"

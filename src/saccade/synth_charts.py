@@ -35,22 +35,34 @@ need.
 
 
 def demonstrations(
-    count: int, *, seed: int, dialect: Dialect, start: int = 1_000_000, max_pixels: int = 16 * 784
+    count: int,
+    *,
+    seed: int,
+    dialect: Dialect,
+    tools: Sequence[str] = ("look",),
+    start: int = 1_000_000,
+    max_pixels: int = 16 * 784,
 ) -> list[Demonstration]:
-    """`count` demonstrations on charts of the train split from `start` on."""
+    """`count` demonstrations on charts of the train split from `start` on. Each looks with one of
+    the tools, which take an image and a box, drawn by lot.
+    """
     found = []
     with progress("demonstrations", total=count) as bar:
         for index in range(start, start + count):
             chart = item("train", index, max_pixels=max_pixels)
             rng = np.random.default_rng([seed, index, 3])
             quality = str(rng.choice(list(QUALITIES), p=list(QUALITIES.values())))
-            turns = tuple(dialect.render(p) for p in demonstrate(chart, quality, rng))
+            tool = tools[0] if len(tools) == 1 else str(rng.choice(list(tools)))
+            shown = demonstrate(chart, quality, rng, tool=tool)
+            turns = tuple(dialect.render(p) for p in shown)
             found.append(Demonstration(chart.id, turns, quality))
             bar.advance()
     return found
 
 
-def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> list[Parsed]:
+def demonstrate(
+    chart: ChartItem, quality: str, rng: np.random.Generator, *, tool: str = "look"
+) -> list[Parsed]:
     """The turns of one demonstration."""
     should_look = chart.stratum == "look"
     looks = (should_look and quality != "no_look") or (not should_look and quality == "needless")
@@ -61,13 +73,13 @@ def demonstrate(chart: ChartItem, quality: str, rng: np.random.Generator) -> lis
         return [final]
     if chart.kind != "two_step":
         called = [chart.spec.called(mark) for mark in chart.asked]
-        return [_turn(chart, called, chart.asked, quality, rng), final]
+        return [_turn(chart, called, chart.asked, quality, rng, tool), final]
     title, mark = chart.asked
     titles = chart.spec.title_marks
-    first = _turn(chart, [chart.spec.called(t) for t in titles], titles, quality, rng)
+    first = _turn(chart, [chart.spec.called(t) for t in titles], titles, quality, rng, tool)
     own = chart.spec.called(mark).removeprefix(f"{chart.spec.called(title)} ")
     found = found_by_title(chart.spec.titles, chart.spec.printed(title), own)
-    return [first, _turn(chart, [found], [mark], quality, rng), final]
+    return [first, _turn(chart, [found], [mark], quality, rng, tool), final]
 
 
 def _turn(
@@ -76,12 +88,13 @@ def _turn(
     marks: Sequence[Mark],
     quality: str,
     rng: np.random.Generator,
+    tool: str,
 ) -> Parsed:
     """A look at the label of each mark, with what is said of it."""
     calls = tuple(
         ToolCall(
             f"call_{number}",
-            "look",
+            tool,
             {"image": "img_0", "box": _look(chart, mark, quality, rng)},
         )
         for number, mark in enumerate(marks)

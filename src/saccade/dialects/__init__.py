@@ -71,5 +71,5 @@ def dialect(name: str, *, style: Style = "schema", tools: Sequence[str] = ()) ->
     if style not in get_args(Style):
         raise RecipeError(f"No style named {style!r}. Available: {', '.join(get_args(Style))}.")
     if name == Pointing.name and tools:
-        return Pointing(style, tools[0])
+        return Pointing(style, tools[0], tuple(tools[1:]))
     return DIALECTS[name](style)

@@ -10,12 +10,14 @@ asks for a look at both boxes of img_0, and
 
 answers 15. For models that can point and know no JSON, such as the tiny one: what they learned as
 an answer becomes a call, or stays an answer, as it stands. Another tool that takes a box can stand
-behind the same words.
+behind the same words; further ones are called by their names, as in
+
+    ocr: bar 4 [810, 200, 870, 260]
 
 Invariant: parse never raises, and parse(render(x)) == x for every x that render accepts: calls of
-its tool on img_0 with whole numbers and one line of thought each, or an answer of one line.
+its tools on img_0 with whole numbers and one line of thought each, or an answer of one line.
 
-Left out on purpose: several tools, other arguments, and other images than the first.
+Left out on purpose: other arguments, and other images than the first.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from saccade.dialects.scan import FrameOf, Style, merge_texts, part_lines, repla
 from saccade.types import (
     Answer,
     BadCall,
+    BoxFound,
     ImageShown,
     Message,
     Parsed,
@@ -54,6 +57,8 @@ class Pointing:
     style: Style = "schema"
     tool: str = "look"
     """What a box calls: the first of the tools on offer."""
+    named: tuple[str, ...] = ()
+    """Tools that a box calls where their name and a colon begin the line."""
     name: ClassVar[str] = "pointing"
 
     def parse(self, text: str) -> Parsed:
@@ -65,24 +70,32 @@ class Pointing:
             if found:
                 box = [int(v) for v in found.groups()]
                 name = f"call_{len(calls)}"
-                calls.append(ToolCall(name, self.tool, {"image": _IMAGE, "box": box}))
                 line = line[: len(line) - len(found[0])]
+                tool, line = self._called(line)
+                calls.append(ToolCall(name, tool, {"image": _IMAGE, "box": box}))
             if line.strip():
                 said.append(line.strip())
         if calls or not said:
             return Parsed("\n".join(said), tuple(calls))
         return Parsed("\n".join(said[:-1]), answer=Answer(said[-1]))
 
+    def _called(self, line: str) -> tuple[str, str]:
+        """The tool that a line calls, and the rest of it."""
+        head, colon, rest = line.partition(":")
+        if colon and head.strip() in self.named:
+            return head.strip(), rest
+        return self.tool, line
+
     def render(self, parsed: Parsed) -> str:
         """The canonical text of a turn. Raises ValueError where it would not parse to the same."""
         lines = parsed.thought.split("\n") if parsed.thought else []
         if parsed.calls:
-            boxes = [box for c in parsed.calls if (box := _box(c)) is not None]
-            if len(boxes) != len(lines):
-                raise ValueError(f"{len(boxes)} looks need as many lines, got {len(lines)}.")
+            looks = [(c, box) for c in parsed.calls if (box := _box(c)) is not None]
+            if len(looks) != len(lines):
+                raise ValueError(f"{len(looks)} looks need as many lines, got {len(lines)}.")
             lines = [
-                f"{said} [{', '.join(str(v) for v in box)}]"
-                for said, box in zip(lines, boxes, strict=True)
+                f"{self._prefix(call)}{said} [{', '.join(str(v) for v in box)}]"
+                for said, (call, box) in zip(lines, looks, strict=True)
             ]
         if parsed.answer is not None:
             lines.append(parsed.answer.text)
@@ -91,6 +104,10 @@ class Pointing:
             raise ValueError(f"The pointing dialect has no words for this turn: {text[:80]!r}.")
         return text
 
+    def _prefix(self, call: ToolCall | BadCall) -> str:
+        is_named = isinstance(call, ToolCall) and call.name in self.named
+        return f"{call.name}: " if is_named and isinstance(call, ToolCall) else ""
+
     def instructions(self, specs: Sequence[ToolSpec]) -> str:
         """How to look and answer; nothing in silent style."""
         if self.style == "silent":
@@ -98,14 +115,25 @@ class Pointing:
         return (
             "To look at a part of the picture, write a line with what it is and its box, like "
             "label [x0, y0, x1, y1]. To answer, write no box; the last line is the answer."
+            + (
+                f" Write {' or '.join(f'{n}:' for n in self.named)} before the words to use that."
+                if self.named
+                else ""
+            )
         )
 
     def observation(
         self, results: Sequence[ToolResult], *, frame: FrameOf, note: str = ""
     ) -> Message:
-        """The pictures in the order of the looks, then what was said, a line each."""
+        """The pictures in the order of the looks, then what was said, a line each; of what was
+        found, the words alone.
+        """
         parts: list[Part] = []
         for result in results:
+            words = [p.label for p in result.parts if isinstance(p, BoxFound) and p.label]
+            if words:
+                parts.append(Text(" ".join(words) + "\n"))
+                continue
             pictures = [p for p in result.parts if isinstance(p, ImageShown)]
             for picture in pictures:
                 parts += (picture, Text(REQUEST))

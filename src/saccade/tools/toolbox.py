@@ -133,6 +133,20 @@ class ToolBox:
         """What the model is told, the answer action included."""
         return tuple(t.spec for t in self.tools)
 
+    def without(self, name: str) -> ToolBox | None:
+        """The same box less one tool; None where no other is left but the answer."""
+        left = [t for t in self.tools if t.name != name]
+        if all(t.is_answer for t in left):
+            return None
+        return ToolBox(
+            left,
+            store=self.store,
+            deadline_s=self.deadline_s,
+            workers=self.workers,
+            max_calls=self.max_calls,
+            runner=self.runner,
+        )
+
     async def call_all(
         self,
         calls: Sequence[ToolCall | BadCall],

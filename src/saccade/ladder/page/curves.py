@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saccade.ladder.page.results import arm_names, at, list_of, stored_rows
+from saccade.ladder.page.results import arm_names, at, list_of, stored_rows, tool_arms
 from saccade.report import STROKES, Curve, Line, Points, curve_svg, number_of, smoothed
+from saccade.run_folder import stage_of_tool
 
-__all__ = ["CurveGroup", "curve_groups"]
+__all__ = ["CurveGroup", "curve_groups", "tool_curves"]
 
 
 class CurveGroup(NamedTuple):
@@ -73,6 +74,63 @@ def curve_groups(run: Path, results: Mapping[str, Any]) -> list[CurveGroup]:
             if drawn:
                 groups.append(CurveGroup(title, drawn, legend))
     return groups
+
+
+_OF_TOOLS = (
+    ("tool_use", "Use", "calls per episode"),
+    ("tool_success", "Success", "share of calls that did not fail"),
+    ("tool_dependence", "Dependence", "validation accuracy lost without it"),
+)
+
+
+def tool_curves(run: Path, results: Mapping[str, Any]) -> list[CurveGroup]:
+    """Use, success and dependence of each tool of the tested arm through training, and its benefit:
+    validation accuracy over that of the arm that was trained without it.
+    """
+    tested = str(at(results, "tested"))
+    arms = tool_arms(results)
+    drawn = []
+    for key, title, unit in _OF_TOOLS:
+        lines: list[Line] = []
+        for stroke, of in enumerate(arms):
+            seeds = _points(run, results, tested, stage_of_tool(of.tool), key)
+            lines += _lines([s for s in seeds if s], stroke % STROKES)
+        if lines:
+            drawn.append(Curve(title, unit, curve_svg(lines, prefix=key)))
+    benefits: list[Line] = []
+    own = _points(run, results, tested, "validation", "accuracy")
+    for stroke, of in enumerate(arms):
+        never = _points(run, results, of.never, "validation", "accuracy") if of.never else []
+        more = [_over(a, b) for a, b in zip(own, never, strict=False)]
+        benefits += _lines([m for m in more if m], stroke % STROKES)
+    if benefits:
+        unit = "validation accuracy over training without it"
+        drawn.append(Curve("Benefit", unit, curve_svg(benefits, prefix="tool_benefit")))
+    legend = [(of.tool, f"var(--c{stroke % STROKES})") for stroke, of in enumerate(arms)]
+    return [CurveGroup(f"Tools of {tested}", drawn, legend)] if drawn else []
+
+
+def _over(above: Points, below: Points) -> Points:
+    """The difference at the steps that both have."""
+    other = dict(below)
+    return [(step, value - other[step]) for step, value in above if step in other]
+
+
+def _points(run: Path, results: Mapping[str, Any], arm: str, stage: str, key: str) -> list[Points]:
+    """One figure that the training of each seed logged."""
+    rate = number_of(at(results, "arms", arm, "rate"))
+    if rate is None:
+        return []
+    found = []
+    for seed in list_of(at(results, "arms", arm, "seeds")):
+        rows = stored_rows(run / "arms" / arm / f"seed-{seed}" / f"rate-{rate:g}", "metrics")
+        pairs = [
+            (number_of(r.get("step")), number_of(r.get(key)))
+            for r in rows
+            if r.get("stage") == stage
+        ]
+        found.append([(step, v) for step, v in pairs if step is not None and v is not None])
+    return found
 
 
 def _logged(run: Path, results: Mapping[str, Any], arm: str) -> list[dict[_Logged, Points]]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saccade.errors import DataError
 from saccade.run_folder import RunFolder
 
 __all__ = [
     "OBSERVATION",
+    "ToolArms",
     "accuracy_pairs",
     "arm_names",
     "at",
@@ -29,6 +30,7 @@ __all__ = [
     "read_results",
     "size_of",
     "stored_rows",
+    "tool_arms",
 ]
 
 OBSERVATION = "rollout.observation"
@@ -86,6 +88,35 @@ def arm_names(results: Mapping[str, Any]) -> list[str]:
 def is_trained(results: Mapping[str, Any], arm: str) -> bool:
     """Whether the arm has a training of its own."""
     return at(results, "arms", arm, "stage") in ("sft", "rl")
+
+
+class ToolArms(NamedTuple):
+    """The arms that tell what a tool is worth to the tested one."""
+
+    tool: str
+    without: str | None
+    """The tested model, asked without it: what is lost is its dependence."""
+    never: str | None
+    """Trained like the tested one, without it: what is lacking is its benefit."""
+
+
+def tool_arms(results: Mapping[str, Any]) -> list[ToolArms]:
+    """For each tool that an arm goes without; see `rollout.withheld`."""
+    tested = at(results, "tested")
+    stage, start = (at(results, "arms", tested, key) for key in ("stage", "start"))
+    found: dict[str, ToolArms] = {}
+    for name in arm_names(results):
+        arm = results["arms"][name]
+        withheld = list_of(at(arm, "settings", "rollout.withheld"))
+        if len(withheld) != 1:
+            continue
+        tool = str(withheld[0])
+        arms = found.get(tool, ToolArms(tool, None, None))
+        if at(arm, "stage") == "eval" and at(arm, "start") == tested:
+            found[tool] = arms._replace(without=name)
+        elif (at(arm, "stage"), at(arm, "start")) == (stage, start):
+            found[tool] = arms._replace(never=name)
+    return list(found.values())
 
 
 def figures_of(results: Mapping[str, Any], split: str, arm: str) -> Any:

@@ -26,6 +26,7 @@ from saccade.ladder.page.results import (
     published_steps,
     size_of,
     stored_rows,
+    tool_arms,
 )
 from saccade.ladder.page.statements import Statement, statements
 from saccade.report import Cell, Row, Table, interval_of, number_of, share_cell, signed
@@ -47,6 +48,7 @@ class SplitTables(NamedTuple):
     reached: Table
     conduct: Table
     pairs: Table
+    tools: Table
     changed: Table
     mixtures: Table
     kinds: Table
@@ -61,6 +63,7 @@ def split_tables(results: Mapping[str, Any], split: str, *, link: str) -> SplitT
         _reached(results, split),
         _conduct(results, split),
         _differences(results, split),
+        _tools(results, split),
         _gain_and_harm(results, split),
         _mixtures(results, split),
         _kinds(results, split),
@@ -242,6 +245,22 @@ def _differences(results: Mapping[str, Any], split: str) -> Table:
         )
         rows.append(Row(" − ".join(pair), cells))
     return Table(("look", "easy", "all", "published", *shares), tuple(rows), "difference")
+
+
+def _tools(results: Mapping[str, Any], split: str) -> Table:
+    """What each tool is worth to the tested arm: the same differences, told by tool."""
+    tested = str(at(results, "tested"))
+    pairs = accuracy_pairs(results, split)
+    rows = []
+    for tool, without, never in tool_arms(results):
+        cells = [
+            _difference_cell(at(pairs.get((tested, arm or "")), "by_stratum", stratum))
+            for arm in (without, never)
+            for stratum in ("look", "easy")
+        ]
+        rows.append(Row(tool, tuple(cells)))
+    heads = ("dependence, look", "dependence, easy", "benefit, look", "benefit, easy")
+    return Table(heads, tuple(rows), "tool")
 
 
 def _difference_cell(value: Any) -> Cell:
