@@ -113,6 +113,21 @@ def test_without_tools_in_the_recipe_or_its_dialect_there_is_no_toolbox(
     assert setup_for(served(change), None, store=ImageStore()).toolbox is None
 
 
+def test_a_withheld_tool_is_not_given_and_its_words_still_mean_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    several = ("dialect=pointing", "tools=[look, crop]")
+    setup = setup_for(served(*several, "rollout.withheld=[look]"), None, store=ImageStore())
+    assert setup.toolbox is not None
+    assert [t.name for t in setup.toolbox.tools] == ["crop", "terminate"]
+    assert [c.name for c in setup.dialect.parse("a [0, 0, 9, 9]").calls] == ["look"]
+    none = setup_for(served(*several, "rollout.withheld=[look, crop]"), None, store=ImageStore())
+    assert none.toolbox is None
+    with pytest.raises(RecipeError, match=r"rollout.withheld must name tools .*look, crop.* zoom"):
+        served(*several, "rollout.withheld=[zoom]")
+
+
 def test_one_question_can_not_be_asked_with_swapped_pictures(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"rollout\.observation=image"):
         ask(served("rollout.observation=swapped"), tmp_path / "a.png", "What?")

@@ -22,6 +22,7 @@ from saccade.images import root_view
 from saccade.ladder.figures import statistics
 from saccade.ladder.page import tables
 from saccade.ladder.page.report import format_ladder, write_ladder_report
+from saccade.ladder.page.results import ToolArms, tool_arms
 from saccade.ladder.page.statements import statements
 from saccade.run_folder import RunFolder
 from saccade.types import (
@@ -533,6 +534,42 @@ def test_curves_show_each_seed_faintly_and_their_mean_at_the_chosen_rate(tmp_pat
     assert sum("var(--c1)" in style for _, style in lines) == 1
     ids = re.findall(r'\bid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
+
+
+def test_the_worth_of_a_tool_is_told_from_the_arms_that_go_without_it(tmp_path: Path) -> None:
+    run = _run(tmp_path)
+    results = json.loads((run / "ladder.json").read_text("utf-8"))
+    assert tool_arms(results) == []
+    arms = results["arms"]
+    arms["asked-without"] = {
+        "stage": "eval", "start": "v-toolrl", "settings": {"rollout.withheld": ["look"]}
+    }  # fmt: skip
+    arms["never"] = {**arms["v-toolrl"], "settings": {"rollout.withheld": ["look"]}}
+    arms["neither"] = {**arms["v-toolrl"], "settings": {"rollout.withheld": ["look", "ocr"]}}
+    arms["other"] = {"stage": "eval", "start": "sft", "settings": {"rollout.withheld": ["ocr"]}}
+    for split in results["splits"].values():
+        for arm, points in (("asked-without", 0.25), ("never", 0.125)):
+            split["pairs"].append(
+                {"a": "v-toolrl", "b": arm, "by_stratum": {"look": [points, 0.01, 0.5]}}
+            )
+    assert tool_arms(results) == [ToolArms("look", "asked-without", "never")]
+    (run / "ladder.json").write_text(json.dumps(results), "utf-8")
+    for seed in (0, 1):
+        _trained(run, "v-toolrl", seed, "0.0002", 1.0)
+        folder = run / "arms" / "v-toolrl" / f"seed-{seed}" / "rate-0.0002"
+        with RunFolder(folder) as rows:
+            row = {"stage": "tool: look", "step": 1, "tool_use": 0.5 + seed}
+            rows.append("metrics", {**row, "tool_success": 1.0})
+            rows.append("metrics", {"stage": "tool: look", "step": 3, "tool_dependence": 0.2})
+        with RunFolder(run / "arms" / "never" / f"seed-{seed}" / "rate-0.0002") as rows:
+            rows.append("metrics", {"stage": "validation", "step": 3, "accuracy": 0.1})
+    html = write_ladder_report(run).read_text("utf-8")
+    worth = html[html.index("What each tool is worth") :]
+    assert "+25.0" in worth[: worth.index("</table>")]
+    assert "+12.5" in worth[: worth.index("</table>")]
+    assert "Tools of v-toolrl" in html
+    titles = re.findall(r"<figure><figcaption>([\w ]+?) <", html)
+    assert titles[:4] == ["Use", "Success", "Dependence", "Benefit"]
 
 
 def test_items_that_need_a_look_and_divide_the_arms_come_first(tmp_path: Path) -> None:

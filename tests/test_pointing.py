@@ -14,7 +14,7 @@ from saccade.errors import ToolError
 from saccade.geometry import Box, Frame
 from saccade.images import root_view
 from saccade.tools import look
-from saccade.types import Answer, ImageShown, Parsed, Text, ToolCall, ToolResult
+from saccade.types import Answer, BoxFound, ImageShown, Parsed, Text, ToolCall, ToolResult
 from saccade.worlds.lessons import READ
 
 POINTING = dialect("pointing", style="silent")
@@ -39,6 +39,35 @@ def test_another_tool_stands_behind_the_same_words() -> None:
     parsed = other.parse("bar 4 [810, 200, 870, 260]")
     assert [c.name for c in parsed.calls] == ["crop"]
     assert other.render(parsed) == "bar 4 [810, 200, 870, 260]"
+
+
+def test_further_tools_are_called_by_their_names_and_other_words_with_colons_are_words() -> None:
+    several = dialect("pointing", style="silent", tools=["look", "ocr", "crop"])
+    text = "ocr: bar 4 [810, 200, 870, 260]\nbar 3 [0, 0, 9, 9]\nnote: bar 2 [1, 1, 8, 8]"
+    parsed = several.parse(text)
+    assert [c.name for c in parsed.calls] == ["ocr", "look", "look"]
+    assert parsed.thought == "bar 4\nbar 3\nnote: bar 2"
+    assert several.render(parsed) == text
+    assert [c.name for c in POINTING.parse(text).calls] == ["look"] * 3  # it knows one tool
+    with pytest.raises(ValueError, match="no words for this turn"):
+        POINTING.render(parsed)
+    told = dialect("pointing", tools=["look", "ocr"]).instructions(())
+    assert "ocr:" in told
+    assert "look:" not in told
+
+
+def test_of_what_was_found_the_words_stand_in_the_observation() -> None:
+    view = root_view(Image.new("RGB", (40, 30)))
+    call = ToolCall("call_0", "ocr", {"image": "img_0", "box": [0, 0, 9, 9]})
+    parts = (
+        BoxFound(view.ref, Box(1, 1, 9, 9), "42", 0.9),
+        BoxFound(view.ref, Box(1, 11, 9, 19), "17", 0.9),
+        ImageShown(view.ref, "img_1"),
+    )
+    shown = POINTING.observation(
+        [ToolResult(call, parts)], frame=lambda ref: Frame.thousand(ref.width, ref.height)
+    )
+    assert shown.parts == (Text("42 17\n"),)
 
 
 @settings(deadline=None, max_examples=150)

@@ -89,8 +89,10 @@ def recipe(model: Path, *overrides: str, run: Path) -> Recipe:
     return load_recipe(None, [*given, *overrides]).model_copy(update={"run": run})
 
 
-def metrics(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+def metrics(file: Path, *, of_tools: bool = False) -> list[dict[str, Any]]:
+    """Rows of the training itself, or also those of its tools."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [r for r in rows if of_tools or not str(r.get("stage")).startswith("tool: ")]
 
 
 def weights(model: Path) -> dict[str, torch.Tensor]:
@@ -147,6 +149,23 @@ def test_rl_changes_weights_and_logs_what_a_reader_needs(cold: Path, tmp_path: P
     assert any(r["grad_norm"] > 0 for r in rows)
     assert not same(cold, trained)
     assert abs(rows[0]["ratio"] - 1) < 1e-3  # one update for a batch: nothing has moved yet
+
+
+def test_rl_tells_how_each_tool_is_used_and_what_is_lost_without_it(
+    cold: Path, tmp_path: Path
+) -> None:
+    several = ("tools=[look, crop]", "rl.steps=2", "rl.eval_every=2", "rl.eval_items=4")
+    rl.run(recipe(cold, *several, run=tmp_path / "rl"))
+    rows = metrics(tmp_path / "rl" / "metrics.jsonl", of_tools=True)
+    look = [r for r in rows if r["stage"] == "tool: look"]
+    assert [r["step"] for r in look] == [1, 2, 2]
+    calls = {r["step"]: r["calls"] for r in rows if r["stage"] == "rl"}
+    for row in look[:2]:
+        crop = next(r for r in rows if (r["stage"], r["step"]) == ("tool: crop", row["step"]))
+        assert row["tool_use"] + crop["tool_use"] == pytest.approx(calls[row["step"]])
+        assert (row["tool_success"] is None) == (row["tool_use"] == 0)
+    assert -1 <= look[2]["tool_dependence"] <= 1
+    assert sum(r["stage"] == "validation" for r in rows) == 1
 
 
 def test_a_deterministic_run_that_was_stopped_ends_with_the_same_weights(

@@ -20,6 +20,7 @@ from saccade.errors import RecipeError
 from saccade.progress import progress
 from saccade.worlds.chart_figures import chart_figure
 from saccade.worlds.figures import VARIETIES, FigureItem, Variety, figure
+from saccade.worlds.photographs import COUNT, photograph
 
 __all__ = ["SOURCES", "Found", "bench_found"]
 
@@ -31,8 +32,11 @@ def _drawn(variety: Variety) -> Callable[[int], FigureItem]:
 SOURCES: Mapping[str, Callable[[int], FigureItem]] = {
     **{variety: _drawn(variety) for variety in VARIETIES},
     "charts": chart_figure,
+    "photographs": photograph,
 }
 """Figures by variety, those of matplotlib first."""
+LIMITS = {"photographs": COUNT}
+"""There are no more of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +82,17 @@ def bench_found(
     eyes = Eyes(backends)
     judges = {name: JUDGES[name](eyes) for name in what}
     seen: dict[tuple[str, str], list[Seen]] = {(n, v): [] for n in what for v in varieties}
-    with progress("figures", total=count * len(varieties)) as bar:
+    total = sum(min(count, LIMITS.get(v, count)) for v in varieties)
+    with progress("figures", total=total) as bar:
         for variety in varieties:
-            for index in range(count):
+            for index in range(min(count, LIMITS.get(variety, count))):
                 item = SOURCES[variety](index)
                 for name, judge in judges.items():
                     seen[name, variety].append(judge(item))
                 bar.advance()
     rows = [_row(name, variety, found) for (name, variety), found in seen.items()]
     if show:
-        Console().print(_table(rows))
+        Console(width=120).print(_table(rows))
     return rows
 
 

@@ -1,0 +1,154 @@
+"""The table of what is found: every judge counts what is missed and what is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saccade.backends import (
+    Detected,
+    Detector,
+    Pointed,
+    Pointer,
+    Segmented,
+    Segmenter,
+)
+from saccade.benches.found import LIMITS, bench_found
+from saccade.benches.judges import JUDGES, Eyes, Seen
+from saccade.config import BackendChoice
+from saccade.errors import RecipeError
+from saccade.geometry import Box, Mask, Point
+from saccade.worlds.chart_figures import chart_figure
+from saccade.worlds.figures import FigureItem, figure
+from saccade.worlds.photographs import photograph
+from scripted_reader import printed
+
+BARS = next(i for i in map(figure, range(60)) if {p.kind for p in i.plots} == {"bars"})
+
+
+class Told(Detector, Pointer, Segmenter):
+    """Answers with what it is told."""
+
+    name = "told"
+
+    def __init__(self, boxes: Callable[[str], Sequence[Box]]) -> None:
+        super().__init__(BackendChoice())
+        self.boxes = boxes
+
+    def detect(self, picture: Image.Image, query: str) -> list[Detected]:
+        return [Detected(query, box, None) for box in self.boxes(query)]
+
+    def point(self, picture: Image.Image, description: str) -> list[Pointed]:
+        return [Pointed(description, box.center, None) for box in self.boxes(description)]
+
+    def segment(
+        self,
+        picture: Image.Image,
+        *,
+        box: Box | None = None,
+        points: Sequence[Point] = (),
+        outside: Sequence[Point] = (),
+    ) -> Segmented | None:
+        if box is None:
+            return None
+        x0, y0, x1, y1 = (round(v) for v in box.as_tuple())
+        bits = np.zeros((picture.height, picture.width), dtype=bool)
+        bits[y0:y1, x0:x1] = True
+        return Segmented(Mask.from_array(bits), 1.0)
+
+
+class Played(Eyes):
+    """Eyes that see what they are told."""
+
+    def __init__(self, item: FigureItem, boxes: Callable[[str], Sequence[Box]] = lambda _: ()):
+        super().__init__()
+        self.reader = printed(item)
+        self.detector = self.pointer = self.segmenter = Told(boxes)
+
+
+def judged(what: str, item: FigureItem, boxes: Callable[[str], Sequence[Box]]) -> Seen:
+    return JUDGES[what](Played(item, boxes))(item)
+
+
+def bars_of(item: FigureItem, query: str) -> list[Box]:
+    return [s.box for p in item.plots for s in p.shapes if query == f"{s.color} bar"]
+
+
+def test_every_bar_that_is_asked_for_counts_once() -> None:
+    there = sum(len(p.shapes) for p in BARS.plots)
+    seen = judged("bars", BARS, lambda query: bars_of(BARS, query))
+    assert seen.found == [True] * there
+    assert seen.quality == pytest.approx([1.0] * there)
+    assert seen.wrong == 0
+    blind = judged("bars", BARS, lambda _: ())
+    assert blind.found == [False] * there
+    assert blind.wrong == 0
+
+
+def test_what_is_made_up_is_wrong_also_where_nothing_is() -> None:
+    nowhere = Box(0, 0, 3, 3)
+    seen = judged("bars", BARS, lambda _: [nowhere])
+    assert not any(seen.found)
+    assert seen.wrong == len({s.color for p in BARS.plots for s in p.shapes}) + 1  # an absent one
+    twice = judged("bars", BARS, lambda query: 2 * bars_of(BARS, query))
+    assert all(twice.found)
+    assert twice.wrong == sum(len(p.shapes) for p in BARS.plots)
+    assert judged("legends", photograph(0), lambda _: [nowhere]).wrong == 1
+
+
+def test_points_must_lie_near_the_middle_and_on_the_thing() -> None:
+    item = chart_figure(next(n for n in range(40) if chart_figure(n).plots[0].kind == "bars"))
+    there = {s.color: s.box for p in item.plots for s in p.shapes}
+    middle = judged("points", item, lambda query: [there[query.split()[0]]])
+    assert middle.found
+    assert all(middle.found)
+    assert set(middle.quality) == {1.0}
+    corner = Box(0, 0, 2, 2)
+    off = judged("points", item, lambda _: [corner])
+    assert not any(off.found)
+    assert set(off.quality) == {0.0}
+    assert off.wrong == len(off.found)
+
+
+def test_masks_are_judged_by_their_overlap() -> None:
+    seen = judged("segment-box", BARS, lambda _: ())
+    assert seen.found
+    assert all(seen.found)
+    assert min(seen.quality) > 0.9
+    assert not any(judged("segment-point", BARS, lambda _: ()).found)
+
+
+@pytest.mark.parametrize("what", ["plots-title", "plots-place", "axes", "print", "frames"])
+def test_what_is_there_is_found_where_print_is_read(what: str) -> None:
+    items = (figure(n) for n in range(40))
+    item = next(i for i in items if len(i.plots) > 1 and any(p.y_axis for p in i.plots))
+    seen = judged(what, item, lambda _: ())
+    assert len(seen.found) > 1
+    assert all(seen.found)
+    assert seen.wrong == 0
+
+
+def test_rows_hold_recall_precision_and_f1_of_all_figures() -> None:
+    [row] = bench_found(count=2, varieties=("photographs",), what=("legends",), show=False)
+    assert (row.there, row.found, row.precision, row.f1) == (0, None, None, None)
+    [row] = bench_found(count=3, varieties=("plain",), what=("frames",), show=False)
+    assert row.figures == 3
+    assert row.f1 == row.precision == row.found == 1.0
+    assert row.ms is not None
+    assert row.ms > 0
+
+
+def test_there_are_no_more_photographs_than_there_are() -> None:
+    [row] = bench_found(count=50, varieties=("photographs",), what=("dots",), show=False)
+    assert row.figures == LIMITS["photographs"]
+    assert row.wrong == 0
+
+
+def test_what_nobody_looks_for_or_draws_is_refused() -> None:
+    with pytest.raises(RecipeError, match="Nobody looks for 'cats'"):
+        bench_found(count=1, what=("cats",), show=False)
+    with pytest.raises(RecipeError, match="No figures are 'round', only plain"):
+        bench_found(count=1, varieties=("round",), show=False)
