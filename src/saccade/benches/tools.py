@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import httpx
@@ -71,10 +72,16 @@ class ToolCost:
 
 
 def bench_tools(*, calls: int = CALLS, show: bool = True) -> list[ToolCost]:
-    """A row for each way, tool, size and number of callers."""
+    """A row for each way, tool, size and number of callers; Ray among them where it is installed.
+
+    Of Ray the processor time of all its processes on this machine counts as the server's.
+    """
     rows: list[ToolCost] = []
-    with progress("rows", total=4 * 2 * len(SIZES) * len(CALLERS)) as bar:
-        for name, opened in (("bare", _bare), ("inprocess", _threads), ("workers", _workers)):
+    ways = {"bare": _bare, "inprocess": _threads, "workers": _workers}
+    if find_spec("ray") is not None:
+        ways["ray"] = _ray
+    with progress("rows", total=(1 + len(ways)) * 2 * len(SIZES) * len(CALLERS)) as bar:
+        for name, opened in ways.items():
             with opened() as (way, pids):
                 for row in _rows(name, way, pids, calls, None):
                     rows.append(row)
@@ -206,6 +213,17 @@ def _workers() -> Iterator[tuple[Way, list[int]]]:
     way.start()
     try:
         yield _as_way(way), way.pids()
+    finally:
+        way.close()
+
+
+@contextmanager
+def _ray() -> Iterator[tuple[Way, list[int]]]:
+    from saccade.toolserver.ray_tools import RayTools
+
+    way = RayTools({"views": ("crop", "draw_horizontal_line")}, replicas={"views": 2})
+    try:
+        yield _as_way(way), descendants(os.getpid())
     finally:
         way.close()
 
