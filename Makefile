@@ -33,7 +33,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base pyproject.toml
-	$(BIN)/python -m pip install --quiet -e '.[train,tools,serve,ray,dev]'
+	$(BIN)/python -m pip install --quiet -e '.[train,tools,tesseract,serve,ray,dev]'
 	touch $@
 
 clean:
