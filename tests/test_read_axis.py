@@ -147,6 +147,18 @@ def test_marks_say_the_places_of_ticks_better_than_print() -> None:
     assert without.pixel_at(0) == pytest.approx(162, abs=0.2)
 
 
+@pytest.mark.parametrize(
+    ("once", "value"), [("1e6", 15e6), ("1e-3", 0.015), ("+2e3", 2015.0), ("1e2+5e3", 6500.0)]
+)
+def test_what_is_printed_once_for_an_axis_counts(once: str, value: float) -> None:
+    lines = [*column(["20", "10", "0"]), (once, Box(40, 8, 70, 20))]
+    [scale] = find_scales(WHITE, lines)
+    assert scale.value_at(60) == pytest.approx(value)
+    assert scale.pixel_at(value) == pytest.approx(60)
+    far = [*column(["20", "10", "0"]), (once, Box(240, 8, 270, 20))]
+    assert find_scales(WHITE, far)[0].value_at(60) == pytest.approx(15)
+
+
 # --- the tool -------------------------------------------------------------------------------------
 
 
@@ -185,6 +197,18 @@ def test_values_come_with_what_a_pixel_is_and_lines_to_the_axes() -> None:
     changed = np.any(np.asarray(picture.pixels) != np.asarray(item.image), axis=2)
     assert changed[round(place.y), round(plot.frame.x0) - 2]
     assert changed[round(plot.frame.y1) + 2, round(place.x)]
+
+
+def test_of_two_axes_both_are_told() -> None:
+    left = column(["20", "10", "0"])
+    right = [(t, b.moved(300, 0)) for t, b in column(["4", "3", "2"])]
+    reader = Scripted([Printed(text, box, 1.0) for text, box in (*left, *right)])
+    tool = read_axis.with_backends({"reader": reader})
+    text, _ = tool(root_view(WHITE), point=Point(200, 80))
+    assert text.startswith("y of the left axis = 10.0 (")
+    assert "y of the right axis = 3.0" in text
+    found, _ = tool(root_view(WHITE), point=Point(200, 80), y=20.0)
+    assert found.point.y == pytest.approx(40, abs=0.5)
 
 
 def test_the_place_of_values_keeps_the_other_coordinate() -> None:

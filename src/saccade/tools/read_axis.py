@@ -44,7 +44,9 @@ def read_axis(
             f"No axis with three numbers or more was found beside ({point.x:g}, {point.y:g}); "
             "choose a place inside a plot, or zoom in so that its numbers can be read."
         )
-    by_side = {s.side: s for s in scales}
+    by_side: dict[str, Scale] = {}
+    for scale in scales:
+        by_side.setdefault(scale.side, scale)  # of two the left one
     if x is None and y is None:
         return [_values(scales, point), _ruled(image, scales, point)]
     place = point
@@ -60,13 +62,17 @@ def read_axis(
 
 def _values(scales: Sequence[Scale], point: Point) -> str:
     told = []
+    several = sum(s.side == "y" for s in scales) > 1
     for scale in scales:
+        name: str = scale.side
+        if several and name == "y":
+            name = "y of the left axis" if scale.box.center.x < point.x else "y of the right axis"
         at = point.x if scale.side == "x" else point.y
         step = scale.step_at(at)
         low, high = sorted((scale.ticks[0][1], scale.ticks[-1][1]))
         kind = "logarithmic ticks" if scale.is_log else "ticks"
         told.append(
-            f"{scale.side} = {_rounded(scale.value_at(at), step)} (one pixel is {step:.2g}; "
+            f"{name} = {_rounded(scale.value_at(at), step)} (one pixel is {step:.2g}; "
             f"{len(scale.ticks)} {kind} from {low:g} to {high:g})"
         )
     return "; ".join(told) + "."

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 from typing import Literal, NamedTuple
 
@@ -41,6 +41,9 @@ INK = 60
 MARK_PX = 14
 """From print to the mark of its tick, at most."""
 _NUMBER = re.compile(r"[$€£]?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)\s*(%|[kKmMbB])?")
+_ONCE = re.compile(r"(?P<factor>1e[+-]?\d{1,3})?(?P<offset>[+-]\d+(?:\.\d+)?(?:e[+-]?\d{1,3})?)?")
+FAR_ENDS = 3.5
+"""Heights of print between the last tick and a factor that is printed for all."""
 _TIMES = {"k": 1e3, "m": 1e6, "b": 1e9}
 
 
@@ -113,7 +116,30 @@ def find_scales(picture: Image.Image, lines: Sequence[tuple[str, Box]]) -> list[
     for scale in found:
         if not any(s.side == scale.side and s.box.intersection(scale.box) for s in kept):
             kept.append(scale)
-    return kept
+    return [_in_full(s, lines) for s in kept]
+
+
+def _in_full(scale: Scale, lines: Sequence[tuple[str, Box]]) -> Scale:
+    """The scale with what is printed once at the end of its axis: a factor as 1e6, an offset as
+    +2.02e3.
+    """
+    box = scale.box
+    size = box.height if scale.side == "x" else (box.height - (scale.span[1] - scale.span[0]))
+    for text, place in lines:
+        match = _ONCE.fullmatch(text.replace("−", "-").replace(" ", ""))
+        if match is None or not match[0] or scale.is_log:
+            continue
+        away = place.center.y - box.center.y if scale.side == "x" else box.y0 - place.center.y
+        along = place.x1 - box.x1 if scale.side == "x" else place.x0 - box.x1
+        if 0 < away < FAR_ENDS * size and abs(along) < FAR_ENDS * size:
+            factor, offset = float(match["factor"] or 1), float(match["offset"] or 0)
+            return replace(
+                scale,
+                start=scale.start * factor + offset,
+                slope=scale.slope * factor,
+                ticks=tuple((at, value * factor + offset) for at, value in scale.ticks),
+            )
+    return scale
 
 
 def _aligned(numbers: Sequence[_Number], side: Side) -> Iterator[list[_Number]]:

@@ -47,6 +47,9 @@ SMALLEST = 0.12
 """Of a figure's height: plots under titles are higher."""
 
 
+SIDES: tuple[Side, ...] = ("x", "y")
+
+
 class Plot(NamedTuple):
     """One plot."""
 
@@ -91,25 +94,25 @@ def find_plots(picture: Image.Image, lines: Sequence[Line]) -> list[Plot]:
 
 
 def scales_at(scales: Sequence[Scale], plots: Sequence[Plot], point: Point) -> list[Scale]:
-    """Of the axes in a picture those on which a place is read, at most one of each side.
+    """Of the axes in a picture those on which a place is read: one from side to side, and of those
+    from top to bottom the nearest on its left and the nearest on its right.
 
-    Of those in the plot that the place lies in, the nearest whose ticks stand beside it, those on
-    its left and below before others.
+    They are those of the plot that the place lies in, as far as plots are told apart.
     """
     regions = [p.region for p in plots if _is_in(p.region, point)]
     if regions:
         region = min(regions, key=lambda r: r.area)
         scales = [s for s in scales if _is_in(region, s.box.center)]
-    sides: tuple[Side, ...] = ("x", "y")
-    found = []
-    for side in sides:
-        fitting = [
-            (_distance(s, point), n)
-            for n, s in enumerate(scales)
-            if s.side == side and _reaches(s, point)
-        ]
-        if fitting:
-            found.append(scales[min(fitting)[1]])
+    found: list[Scale] = []
+    for side in SIDES:
+        for is_behind in (True, False):  # below and left of it, or above and right
+            fitting = [
+                (abs(_beside(s, point)), n)
+                for n, s in enumerate(scales)
+                if s.side == side and _reaches(s, point) and (_beside(s, point) >= 0) == is_behind
+            ]
+            if fitting and (side == "y" or not any(s.side == "x" for s in found)):
+                found.append(scales[min(fitting)[1]])
     return found
 
 
@@ -314,7 +317,7 @@ def _reaches(scale: Scale, point: Point) -> bool:
     return low - more <= (point.x if scale.side == "x" else point.y) <= high + more
 
 
-def _distance(scale: Scale, point: Point) -> float:
-    box = scale.box
-    away = box.center.y - point.y if scale.side == "x" else point.x - box.center.x
-    return away if away >= 0 else -3 * away
+def _beside(scale: Scale, point: Point) -> float:
+    """How far a place lies above an axis from side to side, or on the right of another one."""
+    middle = scale.box.center
+    return middle.y - point.y if scale.side == "x" else point.x - middle.x
