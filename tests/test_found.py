@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -139,6 +141,11 @@ def test_rows_hold_recall_precision_and_f1_of_all_figures() -> None:
     assert row.f1 == row.precision == row.found == 1.0
     assert row.ms is not None
     assert row.ms > 0
+
+
+def test_rows_of_every_judge_can_be_told_as_json() -> None:
+    rows = bench_found(count=1, varieties=("plain", "charts"), what=list(JUDGES), show=False)
+    assert len(json.loads(json.dumps([asdict(row) for row in rows]))) == 2 * len(JUDGES)
 
 
 def test_there_are_no_more_photographs_than_there_are() -> None:

@@ -99,7 +99,7 @@ def bench_found(
 def _row(what: str, variety: str, seen: Sequence[Seen]) -> Found:
     found = [f for s in seen for f in s.found]
     quality = [q for s in seen for q in s.quality]
-    hits, wrong = sum(found), sum(s.wrong for s in seen)
+    hits, wrong = sum(map(bool, found)), int(sum(s.wrong for s in seen))
     seconds = [s.seconds for s in seen if s.seconds is not None]
     return Found(
         what=what,

@@ -131,7 +131,7 @@ def _frames(_: Eyes) -> Judge:
         clock = _Clock()
         with clock:
             frames = find_frames(item.image)
-        there = [p.frame for p in item.plots if p.kind != "pie"]  # pies have none
+        there = [p.frame for p in item.plots if p.kind != "pie" and p.is_framed]
         best = [max((iou(t, f) for f in frames), default=0.0) for t in there]
         wrong = sum(max((iou(t, f) for t in there), default=0.0) < HIT for f in frames)
         return _seen(clock, [b >= GOOD for b in best], best, wrong)

@@ -146,8 +146,8 @@ def _beside_scales(picture: Image.Image, lines: Sequence[Line]) -> Iterator[Box]
             if box.x1 < b.x1 and box.x1 - size < b.center.x < min(ends, default=math.inf)
             if -0.7 * size < b.center.y - high < pitch + 1.5 * size
         ]
-        top = min((b.center.y for b in row), default=0.0)
-        level = [b for b in row if b.center.y - top < 0.5 * size]
+        levels = [[b for b in row if abs(b.center.y - a.center.y) < 0.5 * size] for a in row]
+        level = max(levels, key=len, default=[])  # what else stands there is print of others
         if len(level) >= 2:
             right, foot = max(b.x1 for b in level), max(high, min(b.y0 for b in level))
             yield Box(box.x1, low, right, foot)

@@ -89,6 +89,7 @@ def _plots(spec: ChartSpec, drawing: ChartDrawing) -> Iterator[PlotPart]:
             x_axis=None,
             y_axis=None if axis is None or not axis.has_numbers else _scale(axis),
             legend=None,
+            is_framed=False,
         )
 
 

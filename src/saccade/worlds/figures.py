@@ -133,6 +133,8 @@ class PlotPart:
     y_axis: AxisScale | None
     legend: Box | None
     is_inset: bool = False
+    is_framed: bool = True
+    """Whether its axes, if it has any, are drawn to have frames."""
 
 
 @dataclass(frozen=True, slots=True)
