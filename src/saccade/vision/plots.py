@@ -43,6 +43,8 @@ CENTRED = 0.15
 """Of its width: titles stand that near to the middle of their plot."""
 SAME_HEIGHT = 0.35
 """Titles of one figure differ by less in height."""
+IN_COLUMN = 0.2
+"""Of the way between columns: titles stand that near to the middle of theirs."""
 SMALLEST = 0.12
 """Of a figure's height: plots under titles are higher."""
 
@@ -175,7 +177,6 @@ def _with_names(disc: Box, lines: Sequence[Line]) -> Box:
 
 def _under_titles(lines: Sequence[Line], drawn: NDArray[np.bool_]) -> dict[Box, Box]:
     """What stands under words of one size that form rows and columns, with those words."""
-    height = drawn.shape[0]
     words = [box for text, box in lines if not is_number(text) and box.width > box.height]
     best: list[Box] = []
     for first in words:
@@ -183,30 +184,40 @@ def _under_titles(lines: Sequence[Line], drawn: NDArray[np.bool_]) -> dict[Box, 
         if len(like) > len(best):
             best = like
     rows = rows_of(best)
-    most = max(map(len, rows), default=0)
-    rows = [row for row in rows if len(row) == most]  # headings stand alone
+    middles = [b.center.x for b in max(rows, key=len, default=[])]
+    # headings stand alone, between the columns; of a row of titles some may not have been read
+    rows = [row for row in rows if all(_column_of(b, middles) is not None for b in row)]
     found: dict[Box, Box] = {}
     for number, row in enumerate(rows):
         below = rows[number + 1] if number + 1 < len(rows) else None
-        bottom = height if below is None else min(b.y0 for b in below)
-        cores = list(_columns_under(row, bottom, drawn))
-        if min(c.height for c in cores) >= SMALLEST * height:
-            found |= zip(cores, row, strict=True)  # else a heading above the titles
+        bottom = drawn.shape[0] if below is None else min(b.y0 for b in below)
+        top = max(b.y1 for b in row)
+        cores = list(_columns_between(middles, top, bottom, drawn))
+        if min(c.height for c in cores) >= SMALLEST * drawn.shape[0]:  # else a heading
+            titles = {_column_of(b, middles): b for b in row}
+            found |= {core: titles.get(n, core) for n, core in enumerate(cores)}
     return found if len(found) > 1 else {}
+
+
+def _column_of(title: Box, middles: Sequence[float]) -> int | None:
+    """Over which column it stands; with one column, over that."""
+    apart = min((b - a for a, b in pairwise(middles)), default=math.inf)
+    near = [n for n, x in enumerate(middles) if abs(title.center.x - x) < IN_COLUMN * apart]
+    return near[0] if near else None
 
 
 def _is_as_high(a: Box, b: Box) -> bool:
     return abs(a.height - b.height) < SAME_HEIGHT * max(a.height, b.height)
 
 
-def _columns_under(row: Sequence[Box], bottom: float, drawn: NDArray[np.bool_]) -> Iterator[Box]:
-    """What is drawn under each of a row of titles, up to halfway to those beside it."""
-    middles = [b.center.x for b in row]
+def _columns_between(
+    middles: Sequence[float], top: float, bottom: float, drawn: NDArray[np.bool_]
+) -> Iterator[Box]:
+    """What is drawn in each column of a row, up to halfway to those beside it."""
     between = [(a + b) / 2 for a, b in pairwise(middles)]
-    top = round(max(b.y1 for b in row))
     for left, right in pairwise([0.0, *between, float(drawn.shape[1])]):
-        ink = _ink(drawn[top : round(bottom), round(left) : round(right)])
-        yield (ink or Box(0, 0, 1, 1)).moved(round(left), top)
+        ink = _ink(drawn[round(top) : round(bottom), round(left) : round(right)])
+        yield (ink or Box(0, 0, 1, 1)).moved(round(left), round(top))
 
 
 def _ink(drawn: NDArray[np.bool_]) -> Box | None:
