@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from saccade.backends import Printed, Reader, builtin_backends, made
 from saccade.benches.found import bench_found
@@ -19,6 +19,8 @@ from saccade.images import root_view
 from saccade.tools import ToolBox, builtin_tools, tools_named
 from saccade.tools.ocr import MOST_LINES
 from saccade.types import BoxFound, ImageShown, Text, ToolCall, ToolResult
+from saccade.vision.lone_print import MOST_PLACES, lone_print
+from saccade.worlds.chart_figures import chart_figure
 from saccade.worlds.figures import figure
 from scripted_reader import Scripted
 
@@ -140,3 +142,63 @@ def test_print_that_stands_upright_is_read(rapid: Reader) -> None:
     assert upright
     read = {line.text for line in rapid.read(item.image)}
     assert {t.text for t in upright} <= read
+
+
+# --- numbers that stand alone ---------------------------------------------------------------------
+
+
+def printed(*places: tuple[str, int, int], size: int = 16) -> tuple[Image.Image, list[Box]]:
+    picture = Image.new("RGB", (300, 200), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(size)
+    boxes = []
+    for text, x, y in places:
+        draw.text((x, y), text, font=font, fill="black")
+        boxes.append(Box(*map(float, draw.textbbox((x, y), text, font=font))))
+    return picture, boxes
+
+
+def test_a_zero_alone_and_numbers_without_any_other_print_are_places_to_read_again() -> None:
+    picture, boxes = printed(("0", 40, 150), ("27", 120, 60), ("318", 220, 90))
+    found = lone_print(picture, [])
+    assert len(found) == 3
+    for place, box in zip(found, boxes, strict=True):
+        assert iou(place, box) > 0.75
+
+
+def test_print_that_was_read_is_no_place_and_tells_how_high_others_are() -> None:
+    picture, [zero, word] = printed(("0", 40, 150), ("27", 120, 60))
+    assert [iou(p, zero) > 0.7 for p in lone_print(picture, [("27", word.expand(3))])] == [True]
+    low = Box(word.x0, word.y0, word.x1, word.y0 + 6)
+    high = Box(word.x0, word.y0 - 40, word.x1, word.y1)
+    assert lone_print(picture, [("27", low)]) == []
+    assert lone_print(picture, [("27", high)]) == []
+
+
+def test_rings_strokes_letters_of_words_and_textures_are_no_places() -> None:
+    picture, _ = printed(("dozen", 40, 20))
+    draw = ImageDraw.Draw(picture)
+    draw.ellipse((150, 100, 164, 114), outline="black", width=2)
+    draw.rectangle((200, 100, 202, 114), fill="black")
+    assert lone_print(picture, []) == []
+    digits, _ = printed(*[("8", 8 + 24 * (i % 12), 8 + 24 * (i // 12)) for i in range(84)])
+    assert len(lone_print(digits.crop((0, 0, 300, 30)), [])) == 12
+    assert MOST_PLACES < 84
+    assert lone_print(digits, []) == []
+
+
+def test_a_digit_that_touches_other_ink_is_no_place() -> None:
+    picture, [zero] = printed(("0", 40, 150))
+    assert len(lone_print(picture, [])) == 1
+    ImageDraw.Draw(picture).line((zero.x1 + 2, 0, zero.x1 + 2, 199), fill="black")
+    assert lone_print(picture, []) == []
+
+
+def test_numbers_that_a_detector_passes_over_are_read_by_the_real_reader(rapid: Reader) -> None:
+    item = chart_figure(16)
+    numbers = [t for t in item.texts if t.text.isdigit()]
+    assert len(numbers) == len(item.texts) == 4
+    read = {line.text: line for line in rapid.read(item.image)}
+    right = [t for t in numbers if t.text in read and read[t.text].box.intersection(t.box)]
+    assert len(right) >= 3
+    assert len(read) == len(right)

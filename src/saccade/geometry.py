@@ -26,6 +26,7 @@ __all__ = [
     "Mask",
     "Point",
     "Polygon",
+    "box_around",
     "iou",
     "rows_of",
     "union_area",
@@ -392,6 +393,16 @@ def iou(a: Box, b: Box) -> float:
     common = a.intersection(b)
     shared = common.area if common else 0.0
     return shared / (a.area + b.area - shared)
+
+
+def box_around(boxes: Sequence[Box]) -> Box:
+    """The smallest box that holds all; ValueError where there is none."""
+    return Box(
+        min(b.x0 for b in boxes),
+        min(b.y0 for b in boxes),
+        max(b.x1 for b in boxes),
+        max(b.y1 for b in boxes),
+    )
 
 
 def union_area(boxes: Sequence[Box]) -> float:

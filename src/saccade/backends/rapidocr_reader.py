@@ -1,7 +1,7 @@
 """RapidOCR: PaddleOCR's models on onnxruntime, which come in its wheel.
 
 Invariant: small print is enlarged before it is looked for, print that stands upright is turned
-before it is read; nothing is fetched.
+before it is read, and where a number may stand alone is read once more; nothing is fetched.
 Left out on purpose: other scripts than the bundled models read, and print at other angles.
 """
 
@@ -17,6 +17,8 @@ from PIL import Image
 
 from saccade.backends.kinds import Printed, Reader
 from saccade.geometry import Box
+from saccade.vision.axes import number_of
+from saccade.vision.lone_print import lone_print
 
 __all__ = ["RapidReader"]
 
@@ -26,10 +28,14 @@ ENLARGED = 2.0
 """At most; digits at ticks are missed at their own size."""
 LEAST_SCORE = 0.6
 """Hatches and marks are read as letters with less."""
+LEAST_ALONE = 0.75
+"""Score of a number where the detector saw no print."""
 UPRIGHT = 1.5
 """Print is turned that is so many times as high as wide; a digit is not."""
 AROUND_PX = 4
-"""Of print that is read again, which its box may cut."""
+"""Of upright print, which its box may cut."""
+AROUND_ALONE = 0.35
+"""Of its height, around a number that stands alone: other ink is farther."""
 
 
 class _Engine(NamedTuple):
@@ -78,11 +84,12 @@ class RapidReader(Reader):
             found = engine.run(
                 np.asarray(picture)[:, :, ::-1], use_det=True, use_cls=False, use_rec=True
             )
-        if found.boxes is None:
-            return []
+        seen = (
+            [] if found.boxes is None else zip(found.boxes, found.txts, found.scores, strict=True)
+        )
         whole = Box(0, 0, picture.width, picture.height)
         lines = []
-        for quad, text, score in zip(found.boxes, found.txts, found.scores, strict=True):
+        for quad, text, score in seen:
             (x0, y0), (x1, y1) = quad.min(axis=0), quad.max(axis=0)
             box = Box(float(x0), float(y0), float(x1) + 1, float(y1) + 1).intersection(whole)
             if box is None or not text.strip():
@@ -91,18 +98,39 @@ class RapidReader(Reader):
             line = Printed(text.strip(), place, float(score))
             is_upright = place.height > UPRIGHT * place.width and len(line.text) > 1
             lines.append(self._turned(line, original) if is_upright else line)
+        lines += self._alone(lines, original)
         return sorted(lines, key=lambda line: (line.box.y0, line.box.x0))
 
     def _turned(self, line: Printed, picture: Image.Image) -> Printed:
         """The line read again from both sides, as it is surest of it."""
-        around = line.box.expand(AROUND_PX).clip(*picture.size)
-        assert around is not None
-        cut = picture.crop(tuple(round(v) for v in around.as_tuple()))  # type: ignore[arg-type]
-        best, engine = line, _engine(self.choice.threads)
+        cut = _cut(picture, line.box, AROUND_PX)
+        best = line
         for turn in (Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_90):
-            turned = np.asarray(cut.transpose(turn))[:, :, ::-1]
-            with engine.lock:
-                found = engine.run(turned, use_det=False, use_cls=False, use_rec=True)
-            if found.txts and found.scores[0] > (best.score or 0) and found.txts[0].strip():
-                best = Printed(found.txts[0].strip(), line.box, float(found.scores[0]))
+            text, score = self._word(cut.transpose(turn))
+            if text and score > (best.score or 0):
+                best = Printed(text, line.box, score)
         return best
+
+    def _alone(self, lines: list[Printed], picture: Image.Image) -> list[Printed]:
+        """Short numbers that the detector passed over."""
+        found = []
+        for box in lone_print(picture, [(line.text, line.box) for line in lines]):
+            text, score = self._word(_cut(picture, box, AROUND_ALONE * box.height))
+            if score >= LEAST_ALONE and number_of(text) is not None:
+                found.append(Printed(text, box, score))
+        return found
+
+    def _word(self, cut: Image.Image) -> tuple[str, float]:
+        """What one line of print says, empty where it says nothing, and how sure that is."""
+        engine = _engine(self.choice.threads)
+        with engine.lock:
+            found = engine.run(
+                np.asarray(cut)[:, :, ::-1], use_det=False, use_cls=False, use_rec=True
+            )
+        return (found.txts[0].strip(), float(found.scores[0])) if found.txts else ("", 0.0)
+
+
+def _cut(picture: Image.Image, box: Box, around: float) -> Image.Image:
+    wide = box.expand(around).clip(*picture.size)
+    assert wide is not None
+    return picture.crop(tuple(round(v) for v in wide.as_tuple()))  # type: ignore[arg-type]

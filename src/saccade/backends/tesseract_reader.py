@@ -15,7 +15,7 @@ from PIL import Image
 from saccade.backends.kinds import Printed, Reader
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError, ToolError
-from saccade.geometry import Box
+from saccade.geometry import Box, box_around
 
 __all__ = ["TesseractReader"]
 
@@ -91,12 +91,6 @@ def _lines(found: Mapping[str, list[str]], scale: float) -> list[Printed]:
 
 
 def _joined(words: list[Printed]) -> Printed:
-    boxes = [w.box for w in words]
-    around = Box(
-        min(b.x0 for b in boxes),
-        min(b.y0 for b in boxes),
-        max(b.x1 for b in boxes),
-        max(b.y1 for b in boxes),
-    )
+    around = box_around([w.box for w in words])
     score = sum(w.score or 0.0 for w in words) / len(words)
     return Printed(" ".join(w.text for w in words), around, score)

@@ -21,7 +21,7 @@ from saccade.backends import Detected, Detector, Pointer, Reader, Segmenter, mad
 from saccade.config import BackendChoice, BackendKind
 from saccade.distances import edit_distance
 from saccade.errors import ToolError
-from saccade.geometry import Box, Mask, Point, iou
+from saccade.geometry import Box, Mask, Point, box_around, iou
 from saccade.images import root_view
 from saccade.tools import Tool, tools_described
 from saccade.vision.axes import find_scales
@@ -224,13 +224,7 @@ def _region(zoom: Tool, picture: Image.Image, where: str) -> Box | None:
 
 def _marks(plot: PlotPart) -> Box:
     """What it shows, without the margins inside its frame."""
-    boxes = [s.box for s in plot.shapes]
-    return Box(
-        min(b.x0 for b in boxes),
-        min(b.y0 for b in boxes),
-        max(b.x1 for b in boxes),
-        max(b.y1 for b in boxes),
-    )
+    return box_around([s.box for s in plot.shapes])
 
 
 def _share(part: Box, whole: Box) -> float:

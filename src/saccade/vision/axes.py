@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from saccade.geometry import Box
+from saccade.geometry import Box, box_around
 
 __all__ = ["Scale", "Side", "find_scales", "number_of"]
 
@@ -270,13 +270,7 @@ def _scale(gray: NDArray[np.int16], ticks: Sequence[_Number], side: Side, *, is_
     # the values as they stand over the places: noise is in the places
     run, at = np.polyfit(levels, places, 1)
     found = sorted((place, t.value) for place, t in zip(places, ticks, strict=True))
-    boxes = [t.box for t in ticks]
-    around = Box(
-        min(b.x0 for b in boxes),
-        min(b.y0 for b in boxes),
-        max(b.x1 for b in boxes),
-        max(b.y1 for b in boxes),
-    )
+    around = box_around([t.box for t in ticks])
     return Scale(side, float(-at / run), float(1 / run), is_log, tuple(found), around)
 
 

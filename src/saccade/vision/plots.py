@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from saccade.geometry import Box, Point, rows_of
+from saccade.geometry import Box, Point, box_around, rows_of
 from saccade.vision.axes import Scale, Side, find_scales
 from saccade.vision.frames import find_frames
 from saccade.vision.part import holds
@@ -81,7 +81,7 @@ def find_plots(picture: Image.Image, lines: Sequence[Line]) -> list[Plot]:
     insets = [c for c in cores if any(c is not o and holds(o, c) for o in cores)]
     outer = [c for row in rows_of([c for c in cores if c not in insets]) for c in row]
     spans = {
-        c: _with_names(c, lines) if c in pies else _around([c, titled.get(c, c)]) for c in outer
+        c: _with_names(c, lines) if c in pies else box_around([c, titled.get(c, c)]) for c in outer
     }
     found = [
         Plot(c, _region(spans[c], [s for o, s in spans.items() if o is not c], drawn), None, False)
@@ -90,7 +90,7 @@ def find_plots(picture: Image.Image, lines: Sequence[Line]) -> list[Plot]:
     found += [Plot(c, _inset_region(c, drawn), None, is_inset=True) for c in insets]
     # ticks end before the plot does
     found = [
-        p._replace(core=_around([p.core, *_rest(p)])) if p.core in bodies else p for p in found
+        p._replace(core=box_around([p.core, *_rest(p)])) if p.core in bodies else p for p in found
     ]
     return [p._replace(title=_title(p, lines, is_pie=p.core in pies)) for p in found]
 
@@ -172,7 +172,7 @@ def _with_names(disc: Box, lines: Sequence[Line]) -> Box:
         is_title = box.y1 < disc.y0 and abs(box.center.x - middle.x) < CENTRED * disc.width
         if not is_title and math.hypot(x - middle.x, y - middle.y) < (1 + BESIDE_DISC) * radius:
             spans.append(box)
-    return _around(spans)
+    return box_around(spans)
 
 
 def _under_titles(lines: Sequence[Line], drawn: NDArray[np.bool_]) -> dict[Box, Box]:
@@ -251,7 +251,7 @@ def _region(core: Box, others: Sequence[Box], drawn: NDArray[np.bool_]) -> Box:
     ink = _ink(drawn[y0:y1, x0:x1])
     if ink is None:
         return whole
-    return _around([ink.moved(x0, y0).expand(AROUND_PX).intersection(whole) or whole, core])
+    return box_around([ink.moved(x0, y0).expand(AROUND_PX).intersection(whole) or whole, core])
 
 
 def _cut(first: Box, second: Box, drawn: NDArray[np.bool_], *, across: bool) -> float:
@@ -285,15 +285,6 @@ def _inset_region(core: Box, drawn: NDArray[np.bool_]) -> Box:
     """An inset with room for its ticks."""
     room = core.expand(0.2 * min(core.width, core.height))
     return room.clip(drawn.shape[1], drawn.shape[0]) or core
-
-
-def _around(boxes: Sequence[Box]) -> Box:
-    return Box(
-        min(b.x0 for b in boxes),
-        min(b.y0 for b in boxes),
-        max(b.x1 for b in boxes),
-        max(b.y1 for b in boxes),
-    )
 
 
 def _title(plot: Plot, lines: Sequence[Line], *, is_pie: bool) -> str | None:

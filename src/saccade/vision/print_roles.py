@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from saccade.geometry import Box
+from saccade.geometry import Box, box_around
 from saccade.vision.part import Part, holds
 
 __all__ = ["TextRole", "is_number", "text_roles"]
@@ -150,7 +150,7 @@ def _columns_of_numbers(lines: Sequence[tuple[str, Box]], free: Sequence[int]) -
                 break
         else:
             found.append([n])
-    return [_Row(c, _around([lines[n][1] for n in c])) for c in found if len(c) >= 3]
+    return [_Row(c, box_around([lines[n][1] for n in c])) for c in found if len(c) >= 3]
 
 
 def _level(lines: Sequence[tuple[str, Box]], row: Sequence[int]) -> list[int]:
@@ -166,15 +166,6 @@ def is_number(text: str) -> bool:
     """Whether it is digits, for the most part."""
     bare = text.strip(" -–—−_.,%$€")
     return bool(bare) and sum(c.isdigit() for c in bare) >= 0.6 * len(bare)
-
-
-def _around(boxes: Sequence[Box]) -> Box:
-    return Box(
-        min(b.x0 for b in boxes),
-        min(b.y0 for b in boxes),
-        max(b.x1 for b in boxes),
-        max(b.y1 for b in boxes),
-    )
 
 
 def _name_axes(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from saccade.geometry import Box, Point, rows_of
+from saccade.geometry import Box, Point, box_around, rows_of
 from saccade.worlds.chart_data import ChartSpec, Mark
 from saccade.worlds.charts import item
 from saccade.worlds.drawing import ChartDrawing, DrawnAxis
@@ -71,7 +71,7 @@ def _plots(spec: ChartSpec, drawing: ChartDrawing) -> Iterator[PlotPart]:
     is_panels = spec.chart == "panels"
     kind = _KINDS[spec.panel if is_panels else spec.chart]
     groups = [[p] for p in range(len(spec.values))] if is_panels else [range(len(spec.values))]
-    bodies = [_around([box for m, box in drawing.marks.items() if m.part in g]) for g in groups]
+    bodies = [box_around([box for m, box in drawing.marks.items() if m.part in g]) for g in groups]
     places = {id(box): (r, c) for r, row in enumerate(rows_of(bodies)) for c, box in enumerate(row)}
     for parts, body in zip(groups, bodies, strict=True):
         row, column = places[id(body)]
@@ -81,7 +81,7 @@ def _plots(spec: ChartSpec, drawing: ChartDrawing) -> Iterator[PlotPart]:
         yield PlotPart(
             kind=kind,
             frame=body,
-            whole=_around([body, *printed, *_axis(axis, drawing)]),
+            whole=box_around([body, *printed, *_axis(axis, drawing)]),
             title=spec.titles[parts[0]] if is_panels else "",
             row=row,
             column=column,
@@ -113,7 +113,7 @@ def _shape(spec: ChartSpec, drawing: ChartDrawing, mark: Mark, kind: ShapeKind) 
     if kind == "dot":
         places = _arc(box.center, box.width / 2, 0, 360)
     elif kind == "wedge":
-        disc = _around(list(drawing.marks.values()))
+        disc = box_around(list(drawing.marks.values()))
         [values] = spec.values
         start, stop = (360 * sum(values[:n]) / sum(values) - 90 for n in _ends(mark))
         places = [disc.center, *_arc(disc.center, disc.width / 2, start, stop)]
@@ -140,12 +140,3 @@ def _corners(box: Box) -> list[tuple[float, float]]:
 def _scale(axis: DrawnAxis) -> AxisScale:
     top = (axis.base - axis.area.y0) / axis.unit
     return AxisScale((axis.base, axis.area.y0), (0.0, top))
-
-
-def _around(boxes: list[Box]) -> Box:
-    return Box(
-        min(b.x0 for b in boxes),
-        min(b.y0 for b in boxes),
-        max(b.x1 for b in boxes),
-        max(b.y1 for b in boxes),
-    )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from saccade.geometry import Box, Point
+from saccade.geometry import Box, Point, box_around
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -396,13 +396,7 @@ def _part(plot: _Plot, made: Figure) -> PlotPart:
     )
     frame = _flipped(axes.get_window_extent(), height)
     if plot.kind == "pie":
-        boxes = [s.box for s in shapes]
-        frame = Box(
-            min(b.x0 for b in boxes),
-            min(b.y0 for b in boxes),
-            max(b.x1 for b in boxes),
-            max(b.y1 for b in boxes),
-        )
+        frame = box_around([s.box for s in shapes])
     legend = axes.get_legend()
     is_numeric = plot.kind in ("lines", "scatter")
     return PlotPart(
