@@ -13,7 +13,7 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "saccade"
 LAYERS = (
-    ("errors", "geometry", "distances", "progress", "environment", "daemon_threads"),
+    ("errors", "geometry", "distances", "progress", "environment", "daemon_threads", "tags"),
     ("plugins",),
     ("types", "picture_files", "atomic_files"),
     ("images", "ink", "config", "coverage"),
@@ -22,7 +22,7 @@ LAYERS = (
     ("tools", "dialects", "rewards", "run_folder", "episode_json"),
     ("renderers", "tasks", "engines"),
     ("engines.api", "engines.scripted"),
-    ("observing", "toolserver"),
+    ("observing", "grounding", "toolserver"),
     ("rollout", "evaluate", "agreement", "toolcall"),
     ("synth", "ladder.figures"),
     ("synth_charts",),

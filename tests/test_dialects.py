@@ -615,5 +615,5 @@ def test_the_fuzzer_runs_from_the_command_line() -> None:
     command = [sys.executable, str(SCRIPT), "--count", "100", "--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = " ".join(done.stdout.split())  # a narrow console wraps
-    assert "100 strings through hermes and openthinkimg" in said
+    assert "100 strings through grounded and hermes and openthinkimg" in said
     assert "no exception" in said

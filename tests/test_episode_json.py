@@ -14,6 +14,7 @@ from saccade.errors import DataError
 from saccade.geometry import Affine, Box, Mask
 from saccade.types import (
     Answer,
+    BadBox,
     BadCall,
     BoxFound,
     BoxNamed,
@@ -225,6 +226,17 @@ def test_a_tuple_in_a_recipe_comes_back_as_a_tuple() -> None:
     episode = Episode(Sample("s", "?", (_crop(_root(), "b"),), "1"))
     back = episode_from_json(json.loads(json.dumps(episode_to_json(episode))))
     assert hash(back.sample.images[0]) == hash(episode.sample.images[0])
+
+
+def test_boxes_in_thoughts_come_back_and_so_do_those_that_were_none() -> None:
+    root = _root()
+    turn = TurnRecord(
+        Parsed("a [1, 2, 3, 4]", answer=Answer("7"), rethought="so"),
+        named=(BoxNamed(root, Box(1, 2, 3, 4), "a", is_cut=True), BoxNamed(root, Box(0, 0, 2, 2))),
+        refused=(BadBox("[0, 0, 0, 0]", "no area"),),
+    )
+    episode = Episode(Sample("s", "?", (root,), "1"), turns=(turn,))
+    assert episode_from_json(json.loads(json.dumps(episode_to_json(episode)))) == episode
 
 
 def test_segments_may_be_left_out() -> None:

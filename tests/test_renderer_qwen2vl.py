@@ -1,11 +1,16 @@
 """The Qwen2-VL renderer: append-only, byte for byte, and equal to what transformers computes."""
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
@@ -196,3 +201,32 @@ def test_the_linear_patch_embedding_equals_the_stock_convolution() -> None:
     patches = torch.randn(192, 3 * 2 * 14 * 14)
     with torch.no_grad():
         assert (LinearPatchEmbed(stock)(patches) - stock(patches)).abs().max() < 1e-5
+
+
+# --- boxes in prose -------------------------------------------------------------------------------
+
+
+def test_a_family_writes_boxes_as_it_was_taught_unless_told_otherwise(tmp_path: Path) -> None:
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    for model_type, taught in (("qwen2_vl", "qwen2"), ("qwen2_5_vl", "json")):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+        assert Qwen2VLRenderer.from_pretrained(tmp_path).notation.name == taught
+        told = Qwen2VLRenderer.from_pretrained(tmp_path, notation="inline")
+        assert told.notation.name == "inline"
+
+
+def test_box_tokens_may_be_written_where_boxes_are_written_with_them() -> None:
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.add_special_tokens(["<|box_start|>", "<|box_end|>"])
+    ids = {tokenizer.token_to_id("<|box_start|>"), tokenizer.token_to_id("<|box_end|>")}
+    between = Qwen2VLRenderer(tokenizer, SETTINGS)
+    as_json = Qwen2VLRenderer(tokenizer, replace(SETTINGS, notation="json"))
+    assert not ids & set(between.suppressed_ids)
+    assert ids <= set(as_json.suppressed_ids)
+    text = "a dog<|box_start|>(1,2),(3,4)<|box_end|>"
+    assert ids <= set(between.demonstrated(text).ids)
+    assert between.decode(between.demonstrated(text).ids) == text
+    assert not ids & set(as_json.demonstrated(text).ids)
+    asked = between.prompt([Message("user", (Text(text),))])
+    assert not ids & set(asked.ids)  # a question can't speak in them

@@ -29,6 +29,7 @@ from saccade.report import write_report
 from saccade.run_folder import RunFolder
 from saccade.types import (
     Answer,
+    BadBox,
     BadCall,
     BoxFound,
     BoxNamed,
@@ -269,6 +270,18 @@ def test_failed_calls_and_calls_that_never_ran_say_so() -> None:
     assert page.words.count("the JSON ends early") == 1
     assert "zoom(by=2) not run" in page.words
     assert "call failed" in page.by_class
+
+
+def test_a_box_that_was_none_says_why_and_the_second_thought_is_told() -> None:
+    turn = TurnRecord(
+        Parsed("first thought", answer=Answer("7"), rethought="second thought"),
+        refused=(BadBox("[9, 9, 1, 1]", "corners reversed"),),
+    )
+    store = ImageStore()
+    page = Page(episode_html(_episode(store, turn), store)).words
+    assert "[9, 9, 1, 1]" in page
+    assert "not a box: corners reversed" in page
+    assert page.index("first thought") < page.index("second thought")
 
 
 def test_in_a_control_the_picture_is_the_one_that_the_model_was_shown() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from saccade.dialects import dialect
+from saccade.dialects import NOTATIONS, dialect
 from saccade.engines import Capabilities, Sampling, TurnRequest
 from saccade.engines.scripted import ScriptedEngine
 from saccade.errors import (
@@ -735,3 +735,54 @@ def test_progress_prints_a_line_every_quarter_of_a_minute(
         "45/100",
         "60/100",
     ]
+
+
+# --- boxes in thoughts ----------------------------------------------------------------------------
+
+GROUNDED = dialect("grounded", style="silent")
+WRITTEN = "<think> red [100, 200, 500, 600], none [0, 0, 0, 0] </think> <answer> 42 </answer>"
+
+
+def test_boxes_in_a_thought_are_gaze_in_the_frame_of_the_renderer(world: World) -> None:
+    roomy = Limits(max_turns=1, max_tokens_per_turn=400, max_context_tokens=8000)
+    episode = world.play(
+        WRITTEN, dialect=GROUNDED, toolbox=None, limits=roomy, notation=NOTATIONS["inline"]
+    )
+    assert (episode.stop, episode.answer) == (StopReason.ANSWERED, "42")
+    [region] = episode.gaze
+    assert (region.how, region.turn, region.phrase) == ("named", 0, "red")
+    frame = RENDERER.frame(world.image)
+    assert region.polygon == frame.decode_box((100, 200, 500, 600)).polygon()
+    assert [(b.raw, b.reason) for b in episode.turns[0].refused] == [("[0, 0, 0, 0]", "no area")]
+
+
+def test_without_a_notation_of_its_own_a_setup_reads_that_of_its_renderer(world: World) -> None:
+    between = WRITTEN.replace("red [100, 200, 500, 600]", NOTATIONS["qwen2"].example)
+    assert RENDERER.notation is NOTATIONS["qwen2"]
+    [turn] = world.play(between, dialect=GROUNDED, toolbox=None).turns
+    assert [b.phrase for b in turn.named] == ["red circle"]
+    assert turn.refused == ()  # brackets are prose to this family
+
+
+def test_boxes_in_the_thoughts_of_an_episode_with_tools_count_the_same(world: World) -> None:
+    episode = world.play(
+        f"red [0, 0, 500, 500]\n{act('part')}", say("42"), notation=NOTATIONS["inline"]
+    )
+    assert [(r.how, r.phrase, r.turn) for r in episode.gaze] == [
+        ("named", "red", 0),
+        ("seen", "img_1", 0),
+    ]
+    assert episode.turns[0].results
+    assert episode.turns[0].named
+
+
+def test_a_dialect_without_calls_tells_the_model_its_form_where_there_are_no_tools(
+    world: World,
+) -> None:
+    setup = world.setup({}, toolbox=None, dialect=dialect("grounded"))
+    first, *_ = opening(world.sample(), setup)
+    assert first.role == "system"
+    assert "<think>" in first.text
+    for silent in (HERMES, dialect("openthinkimg"), dialect("pointing")):
+        told = opening(world.sample(), world.setup({}, toolbox=None, dialect=silent))
+        assert [m.role for m in told] == ["user"]

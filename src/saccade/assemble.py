@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from saccade.atomic_files import Reading
 from saccade.config import Recipe
-from saccade.dialects import dialect
+from saccade.dialects import dialect, notation_named
 from saccade.engines import Engine
 from saccade.engines.torch import TorchEngine
 from saccade.errors import DataError, RecipeError
@@ -190,7 +190,10 @@ def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
         raise RecipeError("A model behind an endpoint can't be loaded or trained; remove api.")
     folder = model_folder(model or recipe.model)
     renderer = Qwen2VLRenderer.from_pretrained(
-        folder, min_image_tokens=recipe.min_image_tokens, max_image_tokens=recipe.max_image_tokens
+        folder,
+        min_image_tokens=recipe.min_image_tokens,
+        max_image_tokens=recipe.max_image_tokens,
+        notation=recipe.notation,
     )
     disable_progress_bar()  # ours are the only bars
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -243,7 +246,11 @@ def setup_for(
         )
     toolbox = None
     given = [name for name in recipe.tools if name not in recipe.rollout.withheld]
-    if given and recipe.dialect != "plain":
+    notation = None if recipe.notation is None else notation_named(recipe.notation)
+    if notation is None and policy is not None:
+        notation = policy.renderer.notation
+    speaks = dialect(recipe.dialect, style=recipe.tool_style, tools=recipe.tools, notation=notation)
+    if given and speaks.can_call:
         tools, controller = _served(recipe)
         tools = [t for t in tools if t.name not in recipe.rollout.withheld]
         toolbox = ToolBox(
@@ -251,11 +258,12 @@ def setup_for(
         )
     return Setup(
         engine=engine,
-        dialect=dialect(recipe.dialect, style=recipe.tool_style, tools=recipe.tools),
+        dialect=speaks,
         store=store,
         toolbox=toolbox,
         renderer=policy.renderer if policy else None,
         frame=_frame(recipe) if policy is None else None,
+        notation=notation,
         limits=Limits(
             recipe.rollout.max_turns,
             recipe.rollout.max_tokens_per_turn,

@@ -18,6 +18,7 @@ from saccade.errors import DataError
 from saccade.geometry import Affine, Box, Mask, Point
 from saccade.types import (
     Answer,
+    BadBox,
     BadCall,
     BoxFound,
     BoxNamed,
@@ -331,23 +332,31 @@ def _call_in(value: dict[str, Any]) -> ToolCall | BadCall:
 
 def _named_out(named: Sequence[BoxNamed], images: ImageTable) -> list[dict[str, Any]]:
     return [
-        {"image": images.index(n.image), "box": list(n.box.as_tuple()), "phrase": n.phrase}
+        {
+            "image": images.index(n.image),
+            "box": list(n.box.as_tuple()),
+            "phrase": n.phrase,
+            **({"is_cut": True} if n.is_cut else {}),
+        }
         for n in named
     ]
 
 
 def _named_in(values: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> Iterator[BoxNamed]:
     for value in values:
-        yield BoxNamed(_at(images, value["image"]), Box(*value["box"]), value["phrase"])
+        image, is_cut = _at(images, value["image"]), value.get("is_cut", False)
+        yield BoxNamed(image, Box(*value["box"]), value["phrase"], is_cut=is_cut)
 
 
 def _turn_out(turn: TurnRecord, images: ImageTable) -> dict[str, Any]:
     answer = turn.parsed.answer
     return {
         "thought": turn.parsed.thought,
+        **({"rethought": turn.parsed.rethought} if turn.parsed.rethought else {}),
         "calls": [_call_out(c) for c in turn.parsed.calls],
         "answer": None if answer is None else answer.text,
         "named": _named_out(turn.named, images),
+        **({"refused": [[b.raw, b.reason] for b in turn.refused]} if turn.refused else {}),
         "results": [
             {
                 "call": _call_out(r.call),
@@ -368,6 +377,7 @@ def _turn_in(value: dict[str, Any], images: Sequence[ImageRef]) -> TurnRecord:
             thought=value["thought"],
             calls=tuple(_call_in(c) for c in value["calls"]),
             answer=None if answer is None else Answer(answer),
+            rethought=value.get("rethought", ""),
         ),
         tuple(
             ToolResult(
@@ -380,6 +390,7 @@ def _turn_in(value: dict[str, Any], images: Sequence[ImageRef]) -> TurnRecord:
             for r in value["results"]
         ),
         tuple(_named_in(value["named"], images)),
+        tuple(BadBox(raw, reason) for raw, reason in value.get("refused", ())),
     )
 
 

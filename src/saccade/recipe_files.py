@@ -103,7 +103,7 @@ _NO_ROLLOUTS = {
 """What says nothing about pretraining, which asks nobody."""
 
 
-_ADDED: dict[str, Any] = {"backends": {}, "mcp": {}, "rollout.withheld": []}
+_ADDED: dict[str, Any] = {"backends": {}, "mcp": {}, "notation": None, "rollout.withheld": []}
 """Keys that recipes did not always have, with what they say where nobody sets them: then they leave
 hashes and runs of earlier recipes valid."""
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 from saccade.dialects import Dialect
+from saccade.dialects.notations import Notation
 from saccade.engines import Engine, PolicyEngine, Sampling, TurnRequest
 from saccade.errors import (
     EngineError,
@@ -30,6 +31,7 @@ from saccade.errors import (
     ToolUnavailable,
 )
 from saccade.geometry import Frame
+from saccade.grounding import boxes_named
 from saccade.image_store import ImageStore
 from saccade.observing import (
     Observation,
@@ -80,6 +82,9 @@ LEAST_REPLY_TOKENS = 16
 
 class SegmentRenderer(Protocol):
     """What a rollout needs of a renderer, for engines with ids."""
+
+    @property
+    def notation(self) -> Notation: ...
 
     def prompt(self, messages: Sequence[Message]) -> Segment: ...
 
@@ -132,6 +137,10 @@ class Setup:
     """Needed where the engine works with ids."""
     frame: Callable[[ImageRef], Frame] | None = None
     """The frame of the model's coordinates; the renderer's unless given."""
+    notation: Notation | None = None
+    """How the model writes boxes into its thoughts; the renderer's unless given. Without either
+    none are read.
+    """
     limits: Limits = Limits()
     observation: Observation = "image"
     """What is shown of a tool's pictures."""
@@ -155,13 +164,21 @@ class Setup:
         assert self.renderer is not None
         return self.renderer.frame(image)
 
+    def record(self, parsed: Parsed, images: Mapping[str, ImageRef]) -> TurnRecord:
+        """A turn, with the boxes that stand in its thoughts, before any of its calls is made."""
+        notation = self.notation or (self.renderer.notation if self.renderer else None)
+        if notation is None:
+            return TurnRecord(parsed)
+        named, refused = boxes_named(parsed, notation, images=images, frame=self.frame_of)
+        return TurnRecord(parsed, named=named, refused=refused)
+
 
 def opening(sample: Sample, setup: Setup) -> tuple[Message, ...]:
     """What the model is told at the start: the tools, the pictures with their names, the
     question.
     """
     messages: list[Message] = []
-    told = "" if setup.toolbox is None else setup.dialect.instructions(setup.toolbox.specs)
+    told = setup.dialect.instructions(setup.toolbox.specs if setup.toolbox else ())
     if told:
         messages.append(Message("system", (Text(told),)))
     parts: list[Part] = []
@@ -253,7 +270,8 @@ async def _say(
     turn = await setup.engine.turn(request)
     parsed = setup.dialect.parse(turn.text)
     stop = _stop_after(parsed, turn, episode, setup.limits)
-    return replace(_with_turn(episode, turn, parsed), stop=stop)
+    record = setup.record(parsed, {**_originals(episode.sample), **episode.images})
+    return replace(_with_turn(episode, turn, record), stop=stop)
 
 
 async def _act(
@@ -271,7 +289,12 @@ async def _act(
     return episode
 
 
-def _with_turn(episode: Episode, turn: Turn, parsed: Parsed) -> Episode:
+def _originals(sample: Sample) -> dict[str, ImageRef]:
+    """The question's pictures by the names that they have where they are shown."""
+    return {f"img_{n}": image for n, image in enumerate(sample.images)}
+
+
+def _with_turn(episode: Episode, turn: Turn, record: TurnRecord) -> Episode:
     segments = episode.segments
     if turn.ids is not None:
         sampled = Segment(
@@ -283,7 +306,7 @@ def _with_turn(episode: Episode, turn: Turn, parsed: Parsed) -> Episode:
         episode,
         messages=(*episode.messages, said),
         segments=segments,
-        turns=(*episode.turns, TurnRecord(parsed)),
+        turns=(*episode.turns, record),
     )
 
 
@@ -317,7 +340,7 @@ async def _shown(
     if setup.observation == "none":
         return tuple(acknowledged(r) for r in results)
     if setup.observation == "text":
-        originals = {f"img_{n}": image for n, image in enumerate(sample.images)}
+        originals = _originals(sample)
         return tuple(in_words(r, originals=originals, frame=setup.frame_of) for r in results)
     if setup.observation == "black":
         return tuple(blackened(r, store=setup.store) for r in results)

@@ -17,6 +17,7 @@ from saccade.geometry import Affine, Box, Mask, Point, Polygon
 __all__ = [
     "TRAINED_ORIGINS",
     "Answer",
+    "BadBox",
     "BadCall",
     "BoxFound",
     "BoxNamed",
@@ -164,6 +165,16 @@ class BoxNamed:
     image: ImageRef
     box: Box
     phrase: str = ""
+    is_cut: bool = False
+    """Whether the model wrote it beyond the border."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadBox:
+    """Something in a thought that wanted to be a box and is none."""
+
+    raw: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +244,8 @@ class Parsed:
     calls: tuple[ToolCall | BadCall, ...] = ()
     """In the order written; calls beside an answer are run and the answer is ignored."""
     answer: Answer | None = None
+    rethought: str = ""
+    """A second thought, between the first and the answer, where the dialect has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,12 +431,13 @@ class Score:
 
 class TurnRecord(NamedTuple):
     """One turn of the model: its parsed text, what its calls returned, and boxes written into its
-    thought.
+    thoughts.
     """
 
     parsed: Parsed
     results: tuple[ToolResult, ...] = ()
     named: tuple[BoxNamed, ...] = ()
+    refused: tuple[BadBox, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

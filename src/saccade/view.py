@@ -338,8 +338,16 @@ def _step(episode: Episode, number: int, gaze: _Gaze, store: ImageStore) -> _Ste
     figures += [_named_figure(n, number, gaze, store) for n in turn.named]
     calls = [_call(r, number, gaze, store if is_last else None) for r in turn.results]
     for call in turn.parsed.calls[len(turn.results) :]:
-        calls.append(_Call(*call_text(call), failed=False, notes=(_Note("not run"),)))
-    return _Step(number + 1, _shortened(turn.parsed.thought), tuple(figures), tuple(calls))
+        text, problem = call_text(call)
+        calls.append(_Call(text, _not_a_call(problem), failed=False, notes=(_Note("not run"),)))
+    for bad in turn.refused:
+        calls.append(_Call(_shortened(bad.raw), f"not a box: {bad.reason}", failed=True, notes=()))
+    said = "\n".join(text for text in (turn.parsed.thought, turn.parsed.rethought) if text)
+    return _Step(number + 1, _shortened(said), tuple(figures), tuple(calls))
+
+
+def _not_a_call(problem: str) -> str:
+    return f"not a call: {problem}" if problem else ""
 
 
 def _before(episode: Episode, number: int, gaze: _Gaze, store: ImageStore) -> Iterator[_Figure]:
@@ -392,7 +400,7 @@ def _call(result: ToolResult, turn: int, gaze: _Gaze, store: ImageStore | None) 
     text, problem = call_text(result.call)
     if any(problem in note.text for note in notes):  # the observation says it
         problem = ""
-    return _Call(text, problem, result.failed, tuple(notes))
+    return _Call(text, _not_a_call(problem), result.failed, tuple(notes))
 
 
 def _note(part: Part, turn: int, gaze: _Gaze, store: ImageStore | None) -> _Note:

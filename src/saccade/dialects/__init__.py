@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, get_args, runtime_checkable
 
+from saccade.dialects.grounded import Grounded
 from saccade.dialects.hermes import Hermes
+from saccade.dialects.notations import NOTATIONS, BoxWritten, Notation, notation_named
 from saccade.dialects.openthinkimg import OpenThinkIMG
 from saccade.dialects.plain import Plain
 from saccade.dialects.pointing import Pointing
@@ -20,14 +22,19 @@ from saccade.types import Message, Parsed, ToolResult, ToolSpec
 
 __all__ = [
     "DIALECTS",
+    "NOTATIONS",
+    "BoxWritten",
     "Dialect",
     "FrameOf",
+    "Grounded",
     "Hermes",
+    "Notation",
     "OpenThinkIMG",
     "Plain",
     "Pointing",
     "Style",
     "dialect",
+    "notation_named",
 ]
 
 
@@ -38,6 +45,11 @@ class Dialect(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def can_call(self) -> bool:
+        """Whether it has words for calls."""
+        ...
+
     def parse(self, text: str) -> Parsed:
         """One turn of the model. Never raises; time linear in the length."""
         ...
@@ -47,7 +59,9 @@ class Dialect(Protocol):
         ...
 
     def instructions(self, specs: Sequence[ToolSpec]) -> str:
-        """The system prompt that explains the tools and how to call them."""
+        """The system prompt: the form of a turn, the tools and how to call them. Of a dialect
+        that is all about calls, nothing where there are no tools.
+        """
         ...
 
     def observation(
@@ -57,14 +71,20 @@ class Dialect(Protocol):
         ...
 
 
-DIALECTS: dict[str, type[Hermes] | type[OpenThinkIMG] | type[Plain] | type[Pointing]] = {
-    kind.name: kind for kind in (Hermes, OpenThinkIMG, Plain, Pointing)
+DIALECTS: dict[str, type[Grounded | Hermes | OpenThinkIMG | Plain | Pointing]] = {
+    kind.name: kind for kind in (Grounded, Hermes, OpenThinkIMG, Plain, Pointing)
 }
 
 
-def dialect(name: str, *, style: Style = "schema", tools: Sequence[str] = ()) -> Dialect:
-    """The dialect of that name, for a model that is offered these tools. Raises RecipeError where
-    there is none, or no such style.
+def dialect(
+    name: str,
+    *,
+    style: Style = "schema",
+    tools: Sequence[str] = (),
+    notation: Notation | None = None,
+) -> Dialect:
+    """The dialect of that name, for a model that is offered these tools and writes boxes so.
+    Raises RecipeError where there is none, or no such style.
     """
     if name not in DIALECTS:
         raise RecipeError(f"No dialect named {name!r}. Available: {', '.join(sorted(DIALECTS))}.")
@@ -72,4 +92,6 @@ def dialect(name: str, *, style: Style = "schema", tools: Sequence[str] = ()) ->
         raise RecipeError(f"No style named {style!r}. Available: {', '.join(get_args(Style))}.")
     if name == Pointing.name and tools:
         return Pointing(style, tools[0], tuple(tools[1:]))
+    if name == Grounded.name and notation is not None:
+        return Grounded(style, notation)
     return DIALECTS[name](style)

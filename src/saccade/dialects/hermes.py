@@ -57,6 +57,7 @@ class Hermes:
     style: Style = "schema"
     """How tools are listed: a JSON schema for each, or a short signature."""
     name: ClassVar[str] = "hermes"
+    can_call: ClassVar[bool] = True
 
     def parse(self, text: str) -> Parsed:
         """One turn of the model. Never raises; time linear in the length."""
@@ -87,7 +88,7 @@ class Hermes:
 
     def instructions(self, specs: Sequence[ToolSpec]) -> str:
         """The system prompt: the tools and, in schema style, the format of a call."""
-        if self.style == "silent":
+        if self.style == "silent" or not specs:
             return ""
         if self.style == "signature":
             return "\n".join(signature(spec) for spec in specs)

@@ -52,6 +52,7 @@ class OpenThinkIMG:
     style: Style = "schema"
     """How tools are listed: a JSON schema for each, or a short signature."""
     name: ClassVar[str] = "openthinkimg"
+    can_call: ClassVar[bool] = True
 
     def parse(self, text: str) -> Parsed:
         """One turn of the model. Never raises; time linear in the length."""
@@ -94,7 +95,7 @@ class OpenThinkIMG:
     def instructions(self, specs: Sequence[ToolSpec]) -> str:
         """The system prompt: the tools and, in schema style, the format of a turn."""
         specs = [replace(s, name=_TERMINATE) if s.name.lower() == ANSWER_NAME else s for s in specs]
-        if self.style == "silent":
+        if self.style == "silent" or not specs:
             return ""
         if self.style == "signature":
             return "\n".join(signature(spec) for spec in specs)

@@ -21,6 +21,7 @@ class Plain:
 
     style: Style = "schema"
     name: ClassVar[str] = "plain"
+    can_call: ClassVar[bool] = False
 
     def parse(self, text: str) -> Parsed:
         return Parsed(answer=Answer(replace_surrogates(text).strip()))

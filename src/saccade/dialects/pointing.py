@@ -60,6 +60,7 @@ class Pointing:
     named: tuple[str, ...] = ()
     """Tools that a box calls where their name and a colon begin the line."""
     name: ClassVar[str] = "pointing"
+    can_call: ClassVar[bool] = True
 
     def parse(self, text: str) -> Parsed:
         """One turn of the model. Never raises; time linear in the length."""
@@ -110,7 +111,7 @@ class Pointing:
 
     def instructions(self, specs: Sequence[ToolSpec]) -> str:
         """How to look and answer; nothing in silent style."""
-        if self.style == "silent":
+        if self.style == "silent" or not specs:
             return ""
         return (
             "To look at a part of the picture, write a line with what it is and its box, like "

@@ -233,7 +233,7 @@ def write_json(value: object) -> str:
 
 def check_readable(parsed: Parsed, again: Parsed) -> None:
     """Raises ValueError, naming the field, where a rendered turn reads as something else."""
-    for field in ("thought", "calls", "answer"):
+    for field in ("thought", "rethought", "calls", "answer"):
         wanted, got = getattr(parsed, field), getattr(again, field)
         if wanted != got:
             raise ValueError(

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
+from saccade.dialects.notations import NOTATIONS
 from saccade.errors import RecipeError
 from saccade.geometry import Frame
 from saccade.renderers.resize import smart_resize
@@ -60,6 +61,8 @@ class Qwen2VLSettings:
     std: tuple[float, float, float] = CLIP_STD
     coordinates: Literal["thousand", "resized"] = "thousand"
     """Qwen2-VL writes 0..1000, Qwen2.5-VL pixels of the resized picture."""
+    notation: Literal["inline", "json", "qwen2", "internvl"] = "qwen2"
+    """How boxes stand in prose: Qwen2-VL between special tokens, Qwen2.5-VL as JSON."""
 
     @property
     def factor(self) -> int:
@@ -83,6 +86,7 @@ class Qwen2VLRenderer:
         self.end_id = self._special(IM_END)
         self.pad_id = self._special(IMAGE_PAD)
         self.stop_ids = frozenset({self.end_id})
+        self.notation = NOTATIONS[settings.notation]
         self._patches: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
         # what was asked for least recently comes first
         self._lock = threading.Lock()
@@ -94,10 +98,12 @@ class Qwen2VLRenderer:
         *,
         min_image_tokens: int | None = None,
         max_image_tokens: int | None = None,
+        notation: Literal["inline", "json", "qwen2", "internvl"] | None = None,
     ) -> Qwen2VLRenderer:
         """From a model folder (`tokenizer.json`, `preprocessor_config.json`, `config.json`).
 
-        The image budget, in tokens for one picture, is what was stored unless given.
+        The image budget, in tokens for one picture, is what was stored unless given; the notation
+        of boxes is what the family was taught unless given.
         """
         for name in ("tokenizer.json", "preprocessor_config.json", "config.json"):
             if not (folder / name).is_file():
@@ -125,6 +131,7 @@ class Qwen2VLRenderer:
             mean=tuple(stored.get("image_mean", CLIP_MEAN)),
             std=tuple(stored.get("image_std", CLIP_STD)),
             coordinates="thousand" if model_type == "qwen2_vl" else "resized",
+            notation=notation or ("qwen2" if model_type == "qwen2_vl" else "json"),
         )
         return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
 
@@ -169,9 +176,12 @@ class Qwen2VLRenderer:
 
     @property
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Special ids that the model may not emit: everything special but the end of a turn."""
+        """Special ids that the model may not emit: everything special but the end of a turn and
+        what its boxes are written with.
+        """
         added = self.tokenizer.get_added_tokens_decoder()
-        return tuple(sorted(i for i, t in added.items() if t.special and i != self.end_id))
+        free = {IM_END, *self.notation.specials}
+        return tuple(sorted(i for i, t in added.items() if t.special and t.content not in free))
 
     def never_sampled(self, logits: int) -> list[int]:
         """Ids among that many logits that may not be drawn: the suppressed ones, and those that the
@@ -208,7 +218,7 @@ class Qwen2VLRenderer:
         return tuple(self.tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
 
     def _encode_plain(self, text: str) -> tuple[int, ...]:
-        return self._encode(_defused(text))
+        return self._encode(_defused(text, but=self.notation.specials))
 
     # --- pictures -------------------------------------------------------------------------------
 
@@ -356,10 +366,12 @@ def _special_texts() -> tuple[str, ...]:
     )
 
 
-def _defused(text: str) -> str:
+def _defused(text: str, *, but: Sequence[str] = ()) -> str:
     """Text of users and tools can't speak in special tokens: a zero-width space breaks them."""
     if "<|" not in text:
         return text
     for special in _special_texts():
+        if special in but:
+            continue
         text = text.replace(special, special[:2] + "\u200b" + special[2:])
     return text

@@ -1,0 +1,317 @@
+"""How boxes stand in prose, family by family: reading, writing, taking away and putting in others.
+
+    inline      red circle [212, 40, 318, 166]
+    json        {"bbox_2d": [212, 40, 318, 166], "label": "red circle"}     Qwen2.5-VL, Qwen3-VL
+    qwen2       <|object_ref_start|>red circle<|object_ref_end|>
+                <|box_start|>(212,40),(318,166)<|box_end|>              on the same line, Qwen2-VL
+    internvl    <ref>red circle</ref><box>[[212, 40, 318, 166]]</box>
+
+A renderer declares the notation of its family beside its frame; nothing is guessed from what stands
+there. Four numbers in a row are no box: only what has the whole form is. What has the beginning of
+the form, and can't be read, is a box that failed, so that it can be counted.
+
+Invariant: reading never raises and takes time linear in the text; find(write(box, phrase)) is that
+box with that phrase, for phrases that `is_phrase` accepts.
+
+Left out on purpose: frames and pictures (`saccade.grounding`), and points.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from saccade.dialects.scan import read_object, write_json
+from saccade.errors import RecipeError
+
+__all__ = ["NOTATIONS", "BoxWritten", "Notation", "notation_named"]
+
+LONGEST = 120
+"""Characters between the brackets of a box: four numbers and what may stand between them."""
+_NUMBER = re.compile(r"[-+]?(?:\d{1,9}(?:\.\d{0,9})?|\.\d{1,9}|inf|nan)", re.IGNORECASE)
+_CLAUSE = re.compile(r"[.,;:!?](?=\s)|[\n\[\](){}<>|\"]")
+"""What a phrase of prose can't reach across."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoxWritten:
+    """A box as it stands in a text."""
+
+    values: tuple[float, float, float, float] | None
+    """In the model's frame, in the order written; None where the form can't be read."""
+    phrase: str
+    start: int
+    stop: int
+    """What of the text is the box, with its phrase where the form holds it; half open."""
+    image: str = ""
+    """The name of the picture, where one is said."""
+
+
+class Notation(ABC):
+    """One way to write a box into prose."""
+
+    name: ClassVar[str]
+    specials: ClassVar[tuple[str, ...]] = ()
+    """Special tokens that the model must be free to write."""
+    example: ClassVar[str]
+
+    @abstractmethod
+    def find(self, text: str) -> tuple[BoxWritten, ...]:
+        """Boxes in order. Never raises."""
+
+    @abstractmethod
+    def write(self, values: Sequence[float], phrase: str) -> str:
+        """A phrase with its box; numbers as they are."""
+
+    def bare(self, written: BoxWritten) -> str:
+        """What is left of its part of the text without the numbers: the phrase."""
+        return written.phrase
+
+    def put(self, written: BoxWritten, values: Sequence[float]) -> str:
+        """Its part of the text with other numbers."""
+        return self.write(values, written.phrase)
+
+    def is_phrase(self, phrase: str) -> bool:
+        """Whether the phrase, written with a box, is read back."""
+        found = self.find(self.write((1, 2, 3, 4), phrase))
+        return [(b.values, b.phrase) for b in found] == [((1.0, 2.0, 3.0, 4.0), phrase)]
+
+    def rewritten(self, text: str, boxes: Sequence[Sequence[float] | None]) -> str:
+        """The text with these numbers in the place of those of its boxes, in order; None takes a
+        box away and leaves its phrase. Raises ValueError for another number of boxes.
+        """
+        found = self.find(text)
+        if len(found) != len(boxes):
+            raise ValueError(f"The text has {len(found)} boxes, got {len(boxes)} to put there.")
+        pieces, at = [], 0
+        for written, values in zip(found, boxes, strict=True):
+            pieces.append(text[at : written.start])
+            pieces.append(self.bare(written) if values is None else self.put(written, values))
+            at = written.stop
+        return "".join([*pieces, text[at:]])
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+
+def _four(inside: str) -> tuple[float, float, float, float] | None:
+    """The four numbers between brackets; None where there are not exactly four."""
+    items = [item.strip() for item in inside.split(",")]
+    if len(items) != 4 or not all(_NUMBER.fullmatch(item) for item in items):
+        return None
+    x0, y0, x1, y1 = (float(item) for item in items)
+    return (x0, y0, x1, y1)
+
+
+def _four_of(value: object) -> tuple[float, float, float, float] | None:
+    """The same of a JSON value."""
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    if any(isinstance(v, bool) or not isinstance(v, int | float) for v in value):
+        return None
+    try:
+        x0, y0, x1, y1 = (float(v) for v in value)
+    except OverflowError:
+        return None
+    return (x0, y0, x1, y1)
+
+
+def _shown(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
+
+
+def _listed(values: Sequence[float], between: str = ", ") -> str:
+    return between.join(_shown(v) for v in values)
+
+
+# --- the notations --------------------------------------------------------------------------------
+
+
+class Inline(Notation):
+    """The numbers in brackets behind the words, as a person would note them."""
+
+    name = "inline"
+    example = "red circle [212, 40, 318, 166]"
+
+    def find(self, text: str) -> tuple[BoxWritten, ...]:
+        found: list[BoxWritten] = []
+        before, at = 0, 0
+        while (start := text.find("[", at)) >= 0:
+            at = start + 1
+            stop = text.find("]", at, at + LONGEST)
+            inside = text[at:stop] if stop >= 0 else ""
+            if stop < 0 or "[" in inside or not _wants_to_be_box(inside):
+                continue
+            phrase = _phrase_before(text[max(before, start - LONGEST) : start])
+            found.append(BoxWritten(_four(inside), phrase, start, stop + 1))
+            before = at = stop + 1
+        return tuple(found)
+
+    def write(self, values: Sequence[float], phrase: str) -> str:
+        box = f"[{_listed(values)}]"
+        return f"{phrase} {box}" if phrase else box
+
+    def bare(self, written: BoxWritten) -> str:
+        return ""  # the phrase stands before its part of the text
+
+    def put(self, written: BoxWritten, values: Sequence[float]) -> str:
+        return self.write(values, "")
+
+
+def _wants_to_be_box(inside: str) -> bool:
+    items = [item.strip() for item in inside.split(",")]
+    return len(items) > 1 and any(_NUMBER.fullmatch(item) for item in items)
+
+
+def _phrase_before(text: str) -> str:
+    """The clause that ends the text."""
+    last = 0
+    for mark in _CLAUSE.finditer(text.rstrip(" \t")):
+        last = mark.end()
+    return text[last:].strip(" \t\n.,;:!?")
+
+
+class Json(Notation):
+    """Objects with `bbox_2d` and `label`, as Qwen2.5-VL and Qwen3-VL were taught; `image` names
+    another picture than the first.
+    """
+
+    name = "json"
+    example = '{"bbox_2d": [212, 40, 318, 166], "label": "red circle"}'
+    key = "bbox_2d"
+    _start = re.compile(r'\{(?=\s*")')
+
+    def find(self, text: str) -> tuple[BoxWritten, ...]:
+        found: list[BoxWritten] = []
+        at = 0
+        while opened := self._start.search(text, at):
+            start = opened.start()
+            value, stop, _ = read_object(text, start)
+            at = max(stop, start + 1)
+            if value is None:
+                if f'"{self.key}"' in text[start:at]:
+                    found.append(BoxWritten(None, "", start, at))
+            elif self.key in value:
+                label, image = value.get("label", ""), value.get("image", "")
+                found.append(
+                    BoxWritten(
+                        _four_of(value[self.key]),
+                        label if isinstance(label, str) else "",
+                        start,
+                        at,
+                        image if isinstance(image, str) else "",
+                    )
+                )
+        return tuple(found)
+
+    def write(self, values: Sequence[float], phrase: str) -> str:
+        label = f', "label": {write_json(phrase)}' if phrase else ""
+        return f'{{"{self.key}": [{_listed(values)}]{label}}}'
+
+
+class _Tagged(Notation):
+    """A phrase and its boxes, each between tags."""
+
+    ref: ClassVar[tuple[str, str]]
+    box: ClassVar[tuple[str, str]]
+
+    def find(self, text: str) -> tuple[BoxWritten, ...]:
+        found: list[BoxWritten] = []
+        at = 0
+        while (opened := text.find(self.box[0], at)) >= 0:
+            inner = opened + len(self.box[0])
+            closed = text.find(self.box[1], inner, inner + 8 * LONGEST)
+            if closed < 0:
+                found.append(BoxWritten(None, "", opened, inner))
+                at = inner
+                continue
+            start, phrase = self._phrase(text, at, opened)
+            at = closed + len(self.box[1])
+            pieces = list(self._pieces(text[inner:closed])) or [(None, 0)]
+            for number, (values, end) in enumerate(pieces):
+                stop = at if number + 1 == len(pieces) else inner + end
+                found.append(BoxWritten(values, phrase, start, stop))
+                start = stop
+        return tuple(found)
+
+    def _phrase(self, text: str, at: int, opened: int) -> tuple[int, str]:
+        """Where the phrase directly before the box begins, and what it is."""
+        before = text[at:opened]
+        if before.endswith(self.ref[1]):
+            start = before.rfind(self.ref[0])
+            if start >= 0:
+                return at + start, before[start + len(self.ref[0]) : -len(self.ref[1])].strip()
+        return opened, ""
+
+    @abstractmethod
+    def _pieces(
+        self, inside: str
+    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int]]:
+        """The boxes between the tags, each with where it ends."""
+
+    @abstractmethod
+    def _numbers(self, values: Sequence[float]) -> str: ...
+
+    def write(self, values: Sequence[float], phrase: str) -> str:
+        box = f"{self.box[0]}{self._numbers(values)}{self.box[1]}"
+        return f"{self.ref[0]}{phrase}{self.ref[1]}{box}" if phrase else box
+
+
+class Qwen2(_Tagged):
+    """Two corners between special tokens, as Qwen2-VL was taught."""
+
+    name = "qwen2"
+    ref = ("<|object_ref_start|>", "<|object_ref_end|>")
+    box = ("<|box_start|>", "<|box_end|>")
+    specials = (*ref, *box)
+    example = (
+        "<|object_ref_start|>red circle<|object_ref_end|><|box_start|>(212,40),(318,166)<|box_end|>"
+    )
+    _corners = re.compile(r"\s*\(([^()]*)\)\s*,\s*\(([^()]*)\)\s*")
+
+    def _pieces(
+        self, inside: str
+    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int]]:
+        corners = self._corners.fullmatch(inside)
+        yield (_four(f"{corners[1]},{corners[2]}") if corners else None), len(inside)
+
+    def _numbers(self, values: Sequence[float]) -> str:
+        x0, y0, x1, y1 = (_shown(v) for v in values)
+        return f"({x0},{y0}),({x1},{y1})"
+
+
+class InternVL(_Tagged):
+    """A list of boxes between tags, as InternVL was taught."""
+
+    name = "internvl"
+    ref = ("<ref>", "</ref>")
+    box = ("<box>", "</box>")
+    specials = (*ref, *box)
+    example = "<ref>red circle</ref><box>[[212, 40, 318, 166]]</box>"
+    _list = re.compile(r"\[([^\[\]]*)\]")
+    _shell = re.compile(r"\s*\[\s*\[[^\[\]]*\](?:\s*,\s*\[[^\[\]]*\])*+\s*\]\s*")
+
+    def _pieces(
+        self, inside: str
+    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int]]:
+        if self._shell.fullmatch(inside):
+            for one in self._list.finditer(inside):
+                yield _four(one[1]), one.end()
+
+    def _numbers(self, values: Sequence[float]) -> str:
+        return f"[[{_listed(values)}]]"
+
+
+NOTATIONS: dict[str, Notation] = {kind.name: kind() for kind in (Inline, Json, Qwen2, InternVL)}
+
+
+def notation_named(name: str) -> Notation:
+    """Raises RecipeError where there is none of that name."""
+    if name not in NOTATIONS:
+        raise RecipeError(
+            f"No box notation named {name!r}. Available: {', '.join(sorted(NOTATIONS))}."
+        )
+    return NOTATIONS[name]
