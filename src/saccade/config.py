@@ -144,6 +144,23 @@ class SftConfig(Section):
     """Optimiser steps between checkpoints."""
 
 
+class JudgeConfig(Section):
+    """A model behind an OpenAI-compatible endpoint that says whether answers are right; the key is
+    read from OPENAI_API_KEY.
+    """
+
+    model: str = "judge"
+    """Its name, as the endpoint knows it."""
+    base_url: str = "http://127.0.0.1:8000/v1"
+    """Address of the endpoint, up to and including its version."""
+    cache: Path | None = None
+    """File that keeps what it said, for this run and others; null: in memory."""
+    timeout_s: Rate = 60.0
+    """Without a byte of an answer."""
+    retries: Whole = 4
+    """After errors that may pass; then the episode stays unscored."""
+
+
 class RlConfig(Section):
     """V-ToolRL: group-relative policy optimisation on multi-turn episodes."""
 
@@ -179,8 +196,13 @@ class RlConfig(Section):
     """Draw samples until prompts_per_step groups have rewards that differ (DAPO: true)."""
     credit: Literal["episode", "turn"] = "episode"
     """One advantage for a whole episode, or one for each turn from what its tools returned."""
-    reward: str = "answer_published"
-    """Name of the reward; the published one gives +1 or -1 at the end."""
+    reward: str | dict[str, float] = "answer_published"
+    """Name of the reward, or names with their weights; the published one gives +1 or -1 at the
+    end."""
+    gate: str | None = None
+    """Name of a reward: where it is not above 0, the others pay nothing."""
+    judge: JudgeConfig | None = None
+    """Whom the reward `judge` asks."""
     freeze_vision: bool = False
     """Leave the vision encoder as it is."""
     checkpoint_every: Positive = 20

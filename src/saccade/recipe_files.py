@@ -98,12 +98,19 @@ _MAY_CHANGE: dict[Stage, frozenset[str]] = {
 
 _NO_ROLLOUTS = {
     *("model", "dialect", "tool_style", "task", "rollout", "api"),
-    *("tools", "backends", "mcp"),
+    *("tools", "backends", "mcp", "notation"),
 }
 """What says nothing about pretraining, which asks nobody."""
 
 
-_ADDED: dict[str, Any] = {"backends": {}, "mcp": {}, "notation": None, "rollout.withheld": []}
+_ADDED: dict[str, Any] = {
+    "backends": {},
+    "mcp": {},
+    "notation": None,
+    "rollout.withheld": [],
+    "rl.gate": None,
+    "rl.judge": None,
+}
 """Keys that recipes did not always have, with what they say where nobody sets them: then they leave
 hashes and runs of earlier recipes valid."""
 
@@ -120,7 +127,7 @@ def recipe_hash(recipe: Recipe, *, stage: Stage) -> str:
         section = data
         for name in above:
             section = section.get(name, {})
-        if section.get(last) == unset:
+        if last in section and section[last] == unset:
             del section[last]
     canonical = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()

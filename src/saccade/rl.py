@@ -52,7 +52,7 @@ from saccade.models.trees import TreeAttention
 from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
-from saccade.rewards import Rubric, per_turn, reward_named
+from saccade.rewards import Reward, Rubric, judge_reward, per_turn, reward_named
 from saccade.rollout import Failures, Setup, check_room, rollout
 from saccade.run_folder import RunFolder
 from saccade.sft import checkpoint, resume, trainable
@@ -196,8 +196,24 @@ async def _run(recipe: Recipe) -> Path:
 
 def rubric_of(config: RlConfig) -> Rubric:
     """The recipe's reward, and what single turns earn where `credit: turn`."""
-    terms = ((reward_named(config.reward), 1.0),)
-    return Rubric((*terms, (per_turn, TURN_WEIGHT)) if config.credit == "turn" else terms)
+    weights = {config.reward: 1.0} if isinstance(config.reward, str) else config.reward
+    terms = [(_reward(name, config), weight) for name, weight in weights.items()]
+    if config.credit == "turn":
+        terms.append((per_turn, TURN_WEIGHT))
+    return Rubric(tuple(terms), None if config.gate is None else _reward(config.gate, config))
+
+
+def _reward(name: str, config: RlConfig) -> Reward:
+    if name != "judge" or config.judge is None:
+        return reward_named(name)
+    judge = config.judge
+    return judge_reward(
+        judge.model,
+        base_url=judge.base_url,
+        cache=judge.cache,
+        timeout_s=judge.timeout_s,
+        retries=judge.retries,
+    )
 
 
 def publish(engine: Any, policy: Policy, *, version: int, same_vision: bool) -> None:

@@ -243,7 +243,15 @@ async def run_episode(
     finally:
         setup.engine.release(key)
     episode = replace(episode, seconds=time.monotonic() - began)
-    return episode if setup.rubric is None else episode.with_score(setup.rubric.score(episode))
+    return await _scored(episode, setup.rubric)
+
+
+async def _scored(episode: Episode, rubric: Rubric | None) -> Episode:
+    if rubric is None:
+        return episode
+    if rubric.asks:  # others go on meanwhile
+        return episode.with_score(await asyncio.to_thread(rubric.score, episode))
+    return episode.with_score(rubric.score(episode))
 
 
 def _fault(error: SaccadeError) -> StopReason:

@@ -11,6 +11,9 @@ from saccade.rewards.builtin import (
     per_turn,
     valid_calls,
 )
+from saccade.rewards.grounded import grounded_count, grounded_format, grounded_iou
+from saccade.rewards.grpo_gr import grpo_gr_paper, grpo_gr_released
+from saccade.rewards.judge import judge_reward
 from saccade.rewards.rubric import Reward, Rubric, reward, reward_named
 
 __all__ = [
@@ -18,6 +21,12 @@ __all__ = [
     "Rubric",
     "answer",
     "answer_published",
+    "grounded_count",
+    "grounded_format",
+    "grounded_iou",
+    "grpo_gr_paper",
+    "grpo_gr_released",
+    "judge_reward",
     "looked_at_evidence",
     "per_turn",
     "reward",

@@ -33,6 +33,8 @@ class Reward:
     judge: Judge
     required: bool = True
     """Whether None leaves the whole episode unscored; otherwise None means "does not apply"."""
+    asks: bool = False
+    """Whether it waits for somebody else's word, so that it should be called in a thread."""
 
     def __call__(self, episode: Episode, sample: Sample) -> float | None:
         """The value alone."""
@@ -127,6 +129,11 @@ class Rubric:
         names = [term.name for term, _ in self.terms]
         if len(set(names)) != len(names):
             raise ValueError(f"Rubric terms need different names, got {', '.join(names)}.")
+
+    @property
+    def asks(self) -> bool:
+        """Whether any of its rewards waits for somebody else's word."""
+        return any(term.asks for term, _ in self.terms) or bool(self.gate and self.gate.asks)
 
     def score(self, episode: Episode) -> Score:
         """The episode's score; None as its value where it could not be had, `detail` says why."""

@@ -1,0 +1,367 @@
+"""What reasoning with boxes earns: strings that break the published rewards, and honest ones."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saccade.config import RlConfig
+from saccade.dialects import NOTATIONS
+from saccade.dialects.grounded import Grounded
+from saccade.errors import RecipeError
+from saccade.geometry import Box, Frame
+from saccade.grounding import boxes_named
+from saccade.rewards import (
+    Rubric,
+    answer,
+    grounded_count,
+    grounded_format,
+    grounded_iou,
+    grpo_gr_paper,
+    grpo_gr_released,
+    judge_reward,
+)
+from saccade.rewards.grounded import boxes_of, counted
+from saccade.rl import rubric_of
+from saccade.types import (
+    Episode,
+    Evidence,
+    ImageRef,
+    Message,
+    Sample,
+    StopReason,
+    Text,
+    TurnRecord,
+)
+
+IMAGE = ImageRef("a" * 64, 1000, 1000)
+OURS = Rubric(((answer, 1.0), (grounded_format, 0.2), (grounded_count, 0.2)), gate=answer)
+
+RELATION = Sample("r", "Is the cup left of the can?", (IMAGE,), "yes", kind="relation")
+COUNT = Sample("c", "How many cups are there?", (IMAGE,), "3", kind="count")
+NONE = Sample("n", "How many cups are there?", (IMAGE,), "0", kind="count")
+
+
+def episode(text: str, sample: Sample) -> Episode:
+    parsed = Grounded().parse(text)
+    named, refused = boxes_named(
+        parsed,
+        NOTATIONS["inline"],
+        images={"img_0": IMAGE},
+        frame=lambda image: Frame.thousand(image.width, image.height),
+    )
+    return Episode(
+        sample,
+        messages=(Message("assistant", (Text(text),)),),
+        turns=(TurnRecord(parsed, named=named, refused=refused),),
+        stop=StopReason.ANSWERED if parsed.answer else StopReason.MAX_TURNS,
+    )
+
+
+def turn(think: str, said: str, rethink: str = "so it is") -> str:
+    return f"<think> {think} </think> <rethink> {rethink} </rethink> <answer> {said} </answer>"
+
+
+def ours(text: str, sample: Sample) -> float:
+    value = OURS.score(episode(text, sample)).value
+    assert value is not None
+    return value
+
+
+CUPS = ["[100, 100, 200, 200]", "[300, 100, 400, 200]", "[500, 100, 600, 200]"]
+HONEST_RELATION = turn("a cup [100, 100, 200, 200] left of a can [500, 500, 600, 600]", "yes")
+HONEST_COUNT = turn(" and ".join(f"a cup {box}" for box in CUPS), "3")
+HONEST_NONE = turn("no cup is there", "0")
+
+
+def test_honest_right_answers_earn_most() -> None:
+    assert ours(HONEST_RELATION, RELATION) == pytest.approx(1.2)
+    assert ours(HONEST_COUNT, COUNT) == pytest.approx(1.4)
+    assert ours(HONEST_NONE, NONE) == pytest.approx(1.4)
+
+
+# --- strings that break the published rewards -----------------------------------------------------
+
+HACKS: dict[str, tuple[str, Sample, float, float]] = {
+    # the released sum is at most 3.1, and 4.1 where something is counted; the paper's 2.6 and 3.1
+    "wrong, four zeros": (
+        "<think> a b 0, 0, 0, 0 </think><rethink></rethink><answer> banana", RELATION, 2.0, 1.5,
+    ),
+    "wrong, three boxes without area": (
+        "<think> a 5, 5, 5, 5 and 5, 5, 5, 5 or 5, 5, 5, 5 </think><rethink></rethink><answer> 7",
+        COUNT, 3.0, 2.0,
+    ),
+    "wrong, four zeros in our form": (turn("a b [0, 0, 0, 0]", "no"), RELATION, 2.0, 1.5),
+    "wrong, a listing": (turn(" ".join(CUPS), "9"), COUNT, 3.0, 2.0),
+    "wrong, the whole picture": (
+        turn("a cup [0, 0, 1000, 1000]", "no"), RELATION, 2.0, 1.5,
+    ),
+    "right, specks": (
+        turn("cups cups [1, 1, 2, 2] [5, 5, 6, 6] [9, 9, 10, 10]", "3"), COUNT, 4.05, 3.05,
+    ),
+    "right, one box three times": (
+        turn(f"cups cups {CUPS[0]} {CUPS[0]} {CUPS[0]}", "3"), COUNT, 4.0, 3.05,
+    ),
+    "right, a listing": (turn(" ".join(CUPS), "3"), COUNT, 4.05, 3.05),
+    "right, the whole picture": (
+        turn("a cup is there [0, 0, 1000, 1000]", "yes"), RELATION, 3.05, 2.55,
+    ),
+    "right, never closed": (
+        HONEST_RELATION.removesuffix(" </answer>"), RELATION, 3.1, 2.6,
+    ),
+    "right, answered twice": (
+        HONEST_RELATION + " <answer> no </answer>", RELATION, 2.75, 2.5333,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HACKS)
+def test_what_breaks_the_published_rewards_earns_less_than_honesty_here(name: str) -> None:
+    text, sample, released, paper = HACKS[name]
+    played = episode(text, sample)
+    assert grpo_gr_released(played, sample) == pytest.approx(released, abs=0.03)
+    assert grpo_gr_paper(played, sample) == pytest.approx(paper, abs=0.03)
+    honest = HONEST_COUNT if sample is COUNT else HONEST_RELATION
+    assert ours(text, sample) < ours(honest, sample) - 0.15
+    if answer(played, sample) != 1.0:
+        assert ours(text, sample) == 0.0  # no credit for boxes
+
+
+def test_a_wrong_answer_earns_nothing_however_it_is_grounded() -> None:
+    for sample in (RELATION, COUNT, NONE):
+        assert ours(turn(" and ".join(f"a cup {b}" for b in CUPS), "maybe"), sample) == 0.0
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(-50, 1100)] * 4), max_size=6),
+    st.sampled_from(["yes", "no", "3", "0", "banana", ""]),
+    st.sampled_from([RELATION, COUNT, NONE]),
+)
+def test_whatever_is_written_pays_at_most_what_honesty_pays(
+    boxes: list[tuple[int, ...]], said: str, sample: Sample
+) -> None:
+    text = turn("I see a cup " + " ".join(f"a cup {list(b)}" for b in boxes), said)
+    value = ours(text, sample)
+    assert 0.0 <= value <= 1.4
+    assert value == 0.0 or answer(episode(text, sample), sample) == 1.0
+
+
+# --- boxes ----------------------------------------------------------------------------------------
+
+
+def test_boxes_are_told_apart_by_what_they_are_worth() -> None:
+    text = turn(
+        "cups [100, 100, 200, 200] [101, 100, 201, 200] [300, 300, 301, 301] [0, 0, 1000, 999] "
+        "[9, 9, 1, 1] [900, 900, 1200, 1000]",
+        "3",
+    )
+    found = boxes_of(episode(text, COUNT))
+    assert [b.box for b in found.good] == [Box(100, 100, 200, 200), Box(900, 900, 1000, 1000)]
+    assert (found.redundant, found.invalid, found.cut, found.written) == (1, 3, 1, 6)
+
+
+@pytest.mark.parametrize(
+    ("think", "rethink", "value"),
+    [
+        ("a cup [100, 100, 200, 200] stands", "yes", 1.0),
+        ("a cup [100, 100, 200, 200] stands, [0, 0, 0, 0]", "yes", 0.5),
+        ("a cup [100, 100, 200, 200] stands [100, 100, 200, 200]", "yes", 0.5),
+        ("a cup [100, 100, 200, 200] stands", "", 0.0),
+        ("a cup stands", "yes", 0.0),
+        ("[100, 100, 200, 200]", "yes", 0.0),
+        ("cup [100, 100, 200, 200]", "yes", 0.0),
+    ],
+)
+def test_form_needs_words_and_good_boxes(think: str, rethink: str, value: float) -> None:
+    text = turn(think, "yes", rethink)
+    assert grounded_format(episode(text, RELATION), RELATION) == value
+
+
+def test_form_needs_all_sections_in_order_and_nothing_else() -> None:
+    for text in (
+        f"Well. {HONEST_RELATION}",
+        HONEST_RELATION.replace("<rethink> so it is </rethink>", ""),
+        "<rethink> a </rethink> <think> a cup [1, 1, 90, 90] </think> <answer> yes </answer>",
+        HONEST_RELATION.replace("</think>", ""),
+    ):
+        assert grounded_format(episode(text, RELATION), RELATION) == 0.0
+
+
+def test_a_count_of_nothing_needs_no_box_and_any_other_does() -> None:
+    assert grounded_format(episode(HONEST_NONE, NONE), NONE) == 1.0
+    assert grounded_count(episode(HONEST_NONE, NONE), NONE) == 1.0
+    boxed = turn(f"a cup {CUPS[0]} is no cup", "0")
+    assert grounded_count(episode(boxed, NONE), NONE) == 0.0
+    assert grounded_format(episode(turn("no cup is there", "3"), COUNT), COUNT) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("count", "said", "value"), [(3, "3", 1.0), (2, "3", 0.0), (3, "three", 1.0), (3, "a few", 0.0)]
+)
+def test_boxes_are_as_many_as_the_answer_says(count: int, said: str, value: float) -> None:
+    text = turn(" and ".join(f"a cup {b}" for b in CUPS[:count]), said)
+    assert grounded_count(episode(text, COUNT), COUNT) == value
+    assert grounded_count(episode(text, RELATION), RELATION) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("3", 3), ("three", 3), ("3 cups", 3), ("0", 0), ("2.5", None), ("-1", None), ("x", None)],
+)
+def test_a_count_is_a_whole_number(text: str, value: int | None) -> None:
+    assert counted(text) == value
+
+
+# --- where the data has boxes ---------------------------------------------------------------------
+
+
+def labelled(*boxes: Box) -> Sample:
+    return Sample("g", "?", (IMAGE,), "3", tuple(Evidence(IMAGE, b) for b in boxes), kind="count")
+
+
+TWO = labelled(Box(100, 100, 200, 200), Box(300, 100, 400, 200))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "value"),
+    [
+        (CUPS[:2], 1.0),
+        (CUPS[:1], 0.75),
+        (CUPS, 0.8333),
+        ([], 0.0),
+        ([CUPS[0], CUPS[0]], 0.75),
+        (["[0, 0, 850, 1000]"], 0.0),
+        (["[100, 100, 200, 150]"], 0.3737),
+    ],
+)
+def test_dual_iou_prices_missing_and_extra_boxes(boxes: list[str], value: float) -> None:
+    text = turn("cups " + " ".join(boxes), "3")
+    got = grounded_iou(episode(text, TWO), TWO)
+    assert got == pytest.approx(value, abs=0.01)
+
+
+def test_large_things_are_worth_no_more_than_small_ones() -> None:
+    for size in (20, 900):
+        gold = labelled(Box(0, 0, size, size))
+        assert grounded_iou(episode(turn(f"x [0, 0, {size}, {size}]", "3"), gold), gold) == 1.0
+    large = labelled(Box(0, 0, 900, 900))
+    lazy = turn("x [0, 0, 945, 950]", "3")  # nearly the whole picture: an IoU of 0.9
+    value = grounded_iou(episode(lazy, large), large)
+    assert value is not None
+    assert 0.3 < value < 0.6
+    assert grounded_iou(episode(HONEST_RELATION, RELATION), RELATION) is None
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+def test_a_recipe_weighs_rewards_and_gates_them() -> None:
+    weights = {"answer": 1.0, "grounded_format": 0.2, "grounded_count": 0.2}
+    made = rubric_of(RlConfig(reward=weights, gate="answer"))
+    for text, sample in ((HONEST_COUNT, COUNT), (turn("a [0, 0, 0, 0]", "no"), RELATION)):
+        assert made.score(episode(text, sample)).value == OURS.score(episode(text, sample)).value
+    assert rubric_of(RlConfig(reward="answer")).score(episode(HONEST_COUNT, COUNT)).value == 1.0
+    with pytest.raises(RecipeError, match="No reward named 'judge'"):
+        rubric_of(RlConfig(reward="judge"))
+
+
+# --- the judge ------------------------------------------------------------------------------------
+
+LOOSE = turn(f"a cup {CUPS[0]} stands there", "they are three in number, all told")
+
+
+def judge(
+    reply: str | Exception, cache: Path | None = None
+) -> tuple[Callable[[], object], list[str]]:
+    asked: list[str] = []
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    reward = judge_reward("m", base_url="http://127.0.0.1:9/v1", cache=cache, ask=ask)
+    return (lambda: reward(episode(LOOSE, COUNT), COUNT)), asked
+
+
+@pytest.mark.parametrize(
+    ("reply", "value"),
+    [("yes", 1.0), ("Yes.", 1.0), ("No, it is not.", 0.0), ("perhaps", None), ("", None),
+     ("yes and no", None), ("The answer is yes", None)],
+)  # fmt: skip
+def test_a_judge_says_yes_or_no_and_anything_else_is_no_score(
+    reply: str, value: float | None
+) -> None:
+    score, asked = judge(reply)
+    assert score() == value
+    assert "three in number" in asked[0]
+    assert "cup [" not in asked[0]  # never the reasoning
+
+
+def test_a_judge_that_is_out_of_reach_leaves_the_episode_unscored() -> None:
+    score, asked = judge(OSError("down"))
+    assert score() is None
+    assert score() is None
+    assert len(asked) == 2  # an outage is not remembered
+    reward = judge_reward("m", base_url="http://127.0.0.1:9/v1", timeout_s=1, retries=0)
+    with_judge = Rubric(((reward, 1.0), (grounded_format, 0.2)))
+    made = with_judge.score(episode(LOOSE, COUNT))
+    assert made.value is None
+    assert "judge not reached" in made.detail
+
+
+def test_what_a_judge_said_is_not_asked_again(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "judge.sqlite"
+    first, asked = judge("yes", file)
+    assert (first(), first(), len(asked)) == (1.0, 1.0, 1)
+    second, asked = judge("no", file)
+    assert (second(), len(asked)) == (1.0, 0)
+    (tmp_path / "other").write_text("this is no cache of anything" * 100)
+    with pytest.raises(RecipeError, match="is no cache of a judge"):
+        judge("yes", tmp_path / "other")
+    assert sqlite3.connect(file).execute("SELECT count(*) FROM said").fetchone() == (1,)
+
+
+def test_equal_and_missing_answers_are_not_asked_about() -> None:
+    reward = judge_reward("m", base_url="http://127.0.0.1:9/v1", ask=lambda prompt: 1 / 0)  # type: ignore[arg-type,return-value]
+    assert reward(episode(HONEST_COUNT, COUNT), COUNT) == 1.0
+    assert reward(episode("<answer> 3", COUNT), COUNT) == 0.0
+
+
+def test_a_real_endpoint_is_asked_with_the_official_client() -> None:
+    bodies: list[bytes] = []
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+            message = {"role": "assistant", "content": "yes"}
+            choice = {"index": 0, "finish_reason": "stop", "message": message}
+            head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+            said = json.dumps({**head, "choices": [choice]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(said)))
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, format: str, *args: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Endpoint)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        assert judge_reward("m", base_url=url)(episode(LOOSE, COUNT), COUNT) == 1.0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert b"three in number" in bodies[0]
