@@ -21,6 +21,7 @@ from saccade.errors import RecipeError, SaccadeError
 if TYPE_CHECKING:
     from saccade.config import BackendChoice, BackendKind, Recipe
     from saccade.tasks import Task
+    from saccade.tasks.hacks import Hacked
     from saccade.types import Episode
 
 __all__ = ["app", "main"]
@@ -245,28 +246,43 @@ def score(
 
 @app.command()
 def check(
-    task: Annotated[str, typer.Argument(help="Name of a task, or a recipe with one.")],
-    split: Annotated[str, typer.Option(help="Split of the task.")] = "test",
-    count: Annotated[int, typer.Option(min=1, help="Samples.")] = 200,
+    tasks: Annotated[list[str], typer.Argument(help="Names of tasks, or recipes with them.")],
+    split: Annotated[str, typer.Option(help="Split of the tasks.")] = "test",
+    count: Annotated[int, typer.Option(min=1, help="Samples of each.")] = 200,
     path: Annotated[Path | None, typer.Option(help="Data file of the task.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run gold and wrong answers of a task through its rubric."""
+    """Run gold and wrong answers of tasks through their rubrics, and strings that break rewards."""
 
     from saccade.tasks.check import check as checked
 
-    found = checked(_task(task, path), split, count=count)
+    found = [checked(_task(task, path), split, count=count) for task in tasks]
     if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(found), "ok": found.ok}))
-    else:
+        rows = [{**dataclasses.asdict(f), "ok": f.ok} for f in found]
+        typer.echo(json.dumps(rows[0] if len(rows) == 1 else rows))
+    for report in [] if as_json else found:
         typer.echo(
-            f"{found.task}/{found.split}: {found.samples} samples, "
-            f"gold accuracy {found.gold_accuracy:.3f}, wrong accuracy {found.wrong_accuracy:.3f}"
+            f"{report.task}/{report.split}: {report.samples} samples, "
+            f"gold accuracy {report.gold_accuracy:.3f}, wrong accuracy {report.wrong_accuracy:.3f}"
         )
-        for problem in found.problems:
+        for problem in report.problems:
             typer.echo(f"- {problem}")
-    if not found.ok:
+        if report.hacks:
+            _show_hacks(report.hacks)
+    if not all(f.ok for f in found):
         raise SystemExit(1)
+
+
+def _show_hacks(hacks: Sequence[Hacked]) -> None:
+    """What each string earns, mean over the samples and most of any."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("written", "answer", *(f"{mode}: mean, most" for mode in hacks[0].earned))
+    for row in hacks:
+        cells = (f"{row.earned[m]:.2f}, {row.most[m]:.2f}" for m in row.earned)
+        table.add_row(row.name, "right" if row.is_right else "wrong", *cells)
+    Console().print(table)
 
 
 @app.command()

@@ -28,7 +28,7 @@ CLUSTER = "cluster"
 """Name in `Sample.meta`: samples of equal value depend on each other (share a picture, say)."""
 BETWEEN_SEEDS = 10**7
 """Samples of an endless split from the first of one seed to the first of the next."""
-TASKS = ("charts", "files")
+TASKS = ("charts", "files", "mix", "shapes_tally", "shapes_vsr")
 """Names of the tasks that come with saccade."""
 
 
@@ -80,6 +80,14 @@ def task_named(name: str, options: Mapping[str, object]) -> Task:
         from saccade.tasks.files import Files
 
         return _build(Files, name, options)
+    if name == "mix":
+        from saccade.tasks.mix import Mix
+
+        return _build(Mix, name, options)
+    if name in ("shapes_tally", "shapes_vsr"):
+        from saccade.tasks.shapes import ShapesTally, ShapesVsr
+
+        return _build(ShapesTally if name == "shapes_tally" else ShapesVsr, name, options)
     if (factory := plugins.load(GROUP, name)) is not None:
         return _build(factory, name, options)
     raise RecipeError(f"Unknown task {name!r}. {_hint(name, [*TASKS, *plugins.offered(GROUP)])}")

@@ -16,6 +16,7 @@ from saccade.image_store import ImageStore
 from saccade.progress import Bar, progress
 from saccade.rewards.answers import extract, strict
 from saccade.tasks import Task
+from saccade.tasks.hacks import Hacked, hacked
 from saccade.types import (
     Answer,
     BoxNamed,
@@ -51,6 +52,10 @@ class CheckReport:
     """Share of wrong answers that it accepts."""
     problems: tuple[str, ...]
     """One sentence each; empty where the task keeps its promises."""
+    hacks: tuple[Hacked, ...] = ()
+    """What strings that break published rewards earn on its samples; empty where none of them has
+    named evidence.
+    """
 
     @property
     def ok(self) -> bool:
@@ -91,7 +96,12 @@ def check(
         gold_accuracy=_share([_is_right(s, gold) for s, gold, _ in verdicts]),
         wrong_accuracy=_share([_is_right(s, wrong) for s, _, wrong in verdicts]),
         problems=tuple(problems),
+        hacks=tuple(hacked(verdicts)) if any(_is_grounded(s) for s in samples) else (),
     )
+
+
+def _is_grounded(sample: Sample) -> bool:
+    return any(e.phrase for e in sample.evidence)
 
 
 def answered(sample: Sample, answer: str) -> Episode:

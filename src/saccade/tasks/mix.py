@@ -1,0 +1,85 @@
+"""The task `mix`: several tasks in turn, as one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from saccade.errors import RecipeError
+from saccade.image_store import ImageStore
+from saccade.rewards import Rubric
+from saccade.tasks import Task, task_named
+from saccade.types import Sample
+
+__all__ = ["Mix"]
+
+
+class Mix:
+    """Sample k comes from part k modulo the number of parts, so any run of samples is mixed
+    evenly; a split ends where its first part ends.
+    """
+
+    name = "mix"
+
+    def __init__(self, *, parts: Sequence[str | Mapping[str, object]]) -> None:
+        """Names of tasks, or mappings of `name` and their options. Raises RecipeError where a part
+        is no task, stands twice or scores by other rules than the first.
+        """
+        told = [{"name": p} if isinstance(p, str) else dict(p) for p in parts]
+        if not told or any("name" not in t for t in told):
+            raise RecipeError(f"Task mix needs parts with names, got {list(parts)!r}.")
+        self._parts: dict[str, Task] = {}
+        for options in told:
+            name = str(options.pop("name"))
+            if name in self._parts:
+                raise RecipeError(f"Task mix has the part {name!r} twice.")
+            self._parts[name] = task_named(name, options)
+        self.rubric: Rubric = next(iter(self._parts.values())).rubric
+        for name, part in self._parts.items():
+            if part.rubric != self.rubric:
+                raise RecipeError(f"Task mix can't score {name!r}: its rubric is another one.")
+
+    def load(
+        self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None
+    ) -> Sequence[Sample]:
+        """Samples `start` to `start + count`."""
+        size = self.size(split)
+        if count is None:
+            if size is None:
+                raise RecipeError(f"Split {split!r} of task mix has no end; say how many items.")
+            count = max(0, size - start)
+        stop = start + count if size is None else min(start + count, size)
+        width = len(self._parts)
+        found: dict[int, Sample] = {}
+        for place, part in enumerate(self._parts.values()):
+            numbers = range(start + (place - start) % width, stop, width)
+            if numbers:
+                first = numbers[0] // width
+                samples = part.load(split, store=store, start=first, count=len(numbers))
+                named = (_named(sample, part.name) for sample in samples)
+                found |= dict(zip(numbers, named, strict=True))
+        return [found[n] for n in range(start, stop)]
+
+    def size(self, split: str) -> int | None:
+        """As often as all parts can take their turn; None where none of them ends."""
+        sizes = [part.size(split) for part in self._parts.values()]
+        ends = [size for size in sizes if size is not None]
+        return min(ends) * len(sizes) if ends else None
+
+    def gold(self, sample: Sample) -> str:
+        return self._of(sample).gold(sample)
+
+    def wrong(self, sample: Sample) -> str:
+        return self._of(sample).wrong(sample)
+
+    def _of(self, sample: Sample) -> Task:
+        """The part that a sample is from: ids begin with the name of their task."""
+        name = sample.id.partition("/")[0]
+        if name in self._parts:
+            return self._parts[name]
+        raise RecipeError(f"Sample {sample.id!r} is of no part of task mix.")
+
+
+def _named(sample: Sample, part: str) -> Sample:
+    """The sample under an id that begins with its part."""
+    return sample if sample.id.startswith(f"{part}/") else replace(sample, id=f"{part}/{sample.id}")
