@@ -65,3 +65,26 @@ def test_a_box_of_text_inside_a_frame_is_told_only_with_ticks() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (3, 900), (900, 2), (12, 12)])
 def test_pictures_of_any_shape_are_read(size: tuple[int, int]) -> None:
     assert find_frames(Image.new("RGB", size, "white")) == []
+
+
+def test_an_outlined_bar_is_no_frame_and_a_filled_plot_is_one() -> None:
+    picture = Image.new("RGB", (400, 300), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((60, 80, 160, 250), fill=(130, 80, 50), outline=(90, 90, 90), width=2)
+    draw.text((95, 150), "42", fill="white")
+    assert find_frames(picture) == []
+    draw.rectangle((200, 40, 380, 250), fill=(235, 235, 240), outline=(90, 90, 90), width=2)
+    for x in (220, 270, 320):
+        draw.rectangle((x, 120, x + 30, 249), fill=(31, 90, 200))
+    assert len(find_frames(picture)) == 1
+
+
+def test_a_filled_plot_with_nothing_in_it_is_known_by_its_ticks() -> None:
+    picture = Image.new("RGB", (400, 300), "white")
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((60, 40, 360, 250), fill=(205, 205, 215), outline=(60, 60, 60))
+    draw.ellipse((150, 100, 158, 108), fill=(31, 90, 200))
+    assert find_frames(picture) == []
+    for x in (100, 180, 260, 340):
+        draw.line((x, 250, x, 255), fill=(60, 60, 60))
+    assert len(find_frames(picture)) == 1

@@ -2,7 +2,7 @@
 
 Invariant: what is found is a rectangle whose four sides were seen; nothing is guessed from what is
 inside. A frame inside another is told only where marks of ticks stand on its outside, since legends
-and boxes of text have frames too.
+and boxes of text have frames too; so is one that is filled with one colour, since bars are.
 
 Left out on purpose: axes without lines around them, and tilted ones.
 """
@@ -38,6 +38,10 @@ TICK_ENDS_PX = 9
 """From a frame outward: where the mark of a tick is, and where it is no more."""
 SMOOTH_PX = 9
 """Along a line, in pictures that JPEG has blurred."""
+AROUND_PX = 9
+"""From a frame outward: where its ground is."""
+FILLED = 0.92
+"""Share of the inside of a bar that has its colour; a label may stand on the rest."""
 NOISE = 0.04
 """Share of neighbours that differ by a little: below 0.03 in drawn pictures, above 0.05 in JPEG."""
 
@@ -60,7 +64,8 @@ def find_frames(image: Image.Image) -> list[Box]:
     kept = [
         box
         for box in found
-        if _has_ticks(pixels, box) or not any(_holds(other, box) for other in found)
+        if _has_ticks(pixels, box)
+        or not (_is_filled(pixels, box) or any(_holds(other, box) for other in found))
     ]
     return [box for row in rows_of(kept) for box in row]
 
@@ -184,6 +189,24 @@ def _shares_a_side(box: Box, other: Box) -> bool:
 def _holds(outer: Box, inner: Box) -> bool:
     inside = outer.intersection(inner)
     return outer is not inner and inside is not None and inside.area > 0.9 * inner.area
+
+
+def _is_filled(pixels: Pixels, box: Box) -> bool:
+    """Whether nearly all of its inside has one colour, and what is around it another."""
+    x0, y0, x1, y1 = (round(v) for v in box.as_tuple())
+    inside = pixels[y0 + THIN_PX : y1 - THIN_PX, x0 + THIN_PX : x1 - THIN_PX].reshape(-1, 3)
+    beside = [
+        pixels[y0:y1, max(0, x0 - AROUND_PX) : max(0, x0 - THIN_PX)],
+        pixels[y0:y1, x1 + THIN_PX : x1 + AROUND_PX],
+        pixels[max(0, y0 - AROUND_PX) : max(0, y0 - THIN_PX), x0:x1],
+    ]
+    around = np.concatenate([part.reshape(-1, 3) for part in beside])
+    if not len(inside) or not len(around):
+        return False
+    color = np.median(inside, axis=0)
+    if np.abs(np.median(around, axis=0) - color).max() <= APART:
+        return False
+    return float((np.abs(inside - color).max(axis=1) <= SAME).mean()) >= FILLED
 
 
 def _has_ticks(pixels: Pixels, box: Box) -> bool:

@@ -7,7 +7,7 @@ Invariant: what is told is what was drawn.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -51,7 +51,7 @@ def chart_figure(index: int) -> FigureItem:
     chart = item("validation", index)
     spec, drawing = chart.spec, chart.drawing
     plots = list(_plots(spec, drawing))
-    rows = rows_of([p.frame for p in plots])
+    rows = rows_of([p.whole for p in plots])
     texts = [
         *(
             _text(spec.printed(m), box, "title" if m.place is None else "label")
@@ -71,17 +71,16 @@ def _plots(spec: ChartSpec, drawing: ChartDrawing) -> Iterator[PlotPart]:
     is_panels = spec.chart == "panels"
     kind = _KINDS[spec.panel if is_panels else spec.chart]
     groups = [[p] for p in range(len(spec.values))] if is_panels else [range(len(spec.values))]
-    bodies = [box_around([box for m, box in drawing.marks.items() if m.part in g]) for g in groups]
-    places = {id(box): (r, c) for r, row in enumerate(rows_of(bodies)) for c, box in enumerate(row)}
-    for parts, body in zip(groups, bodies, strict=True):
-        row, column = places[id(body)]
-        axis = next((a for a in drawing.axes if a.parts[0] == parts[0]), None)
+    axes = [next((a for a in drawing.axes if a.parts[0] == g[0]), None) for g in groups]
+    wholes = [_whole(g, axis, drawing) for g, axis in zip(groups, axes, strict=True)]
+    places = {id(box): (r, c) for r, row in enumerate(rows_of(wholes)) for c, box in enumerate(row)}
+    for parts, axis, whole in zip(groups, axes, wholes, strict=True):
+        row, column = places[id(whole)]
         marks = [m for m in drawing.marks if m.part in parts]
-        printed = [box for m, box in drawing.labels.items() if m.part in parts]
         yield PlotPart(
             kind=kind,
-            frame=body,
-            whole=box_around([body, *printed, *_axis(axis, drawing)]),
+            frame=box_around([drawing.marks[m] for m in marks]),
+            whole=whole,
             title=spec.titles[parts[0]] if is_panels else "",
             row=row,
             column=column,
@@ -91,6 +90,12 @@ def _plots(spec: ChartSpec, drawing: ChartDrawing) -> Iterator[PlotPart]:
             legend=None,
             is_framed=False,
         )
+
+
+def _whole(parts: Sequence[int], axis: DrawnAxis | None, drawing: ChartDrawing) -> Box:
+    """Marks, what is printed at them, and their axis with its numbers."""
+    drawn = [*drawing.marks.items(), *drawing.labels.items()]
+    return box_around([*(box for m, box in drawn if m.part in parts), *_axis(axis, drawing)])
 
 
 def _axis(axis: DrawnAxis | None, drawing: ChartDrawing) -> list[Box]:
