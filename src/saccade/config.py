@@ -216,10 +216,14 @@ class RlConfig(Section):
 class PretrainConfig(Section):
     """Base training of a tiny model on captions, boxes and plain questions; nothing of tools."""
 
+    start: str | None = None
+    """Model that goes on learning, with tokens for what it lacked; null: a new one."""
+    scenes: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of pictures that are scenes of shapes; the others are charts."""
     steps: Positive = 6000
     """Optimiser steps."""
     charts_per_step: Positive = 8
-    """Charts for each optimiser step."""
+    """Pictures for each optimiser step."""
     learning_rate: Rate = 1e-3
     """Of AdamW, for embeddings, norms and biases, after the warm-up."""
     muon_learning_rate: Rate = 0.02

@@ -19,24 +19,41 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from saccade.assemble import made_by, prepare
+from saccade.assemble import made_by, model_folder, prepare
 from saccade.config import PretrainConfig, Recipe
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.chosen import chosen_logprobs
-from saccade.models.qwen2vl import encode_images, predicting_states, with_linear_patches
-from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
+from saccade.models.qwen2vl import (
+    encode_images,
+    load_model,
+    predicting_states,
+    with_linear_patches,
+)
+from saccade.models.tiny import (
+    SCENE_PIECES,
+    SETTINGS,
+    build_model,
+    build_tokenizer,
+    grown,
+    number_ids,
+    save,
+    with_pieces,
+)
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
-from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.renderers.qwen2vl import Qwen2VLRenderer, Qwen2VLSettings
 from saccade.run_folder import RunFolder
 from saccade.tokens import Flat, Pack, Tree, flatten, pack
 from saccade.types import ImageRef, ImageShown, Message, Part, Segment, Text
+from saccade.worlds import shapes
 from saccade.worlds.charts import item
-from saccade.worlds.lessons import TOPICS, lessons
+from saccade.worlds.lessons import TOPICS, Lesson, lessons
+from saccade.worlds.shape_lessons import shape_lessons
 
 __all__ = [
     "LessonData",
@@ -63,12 +80,13 @@ class Packed:
     grids: list[tuple[int, int, int]]
 
 
-def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
-    """Lessons on chart `index`: the picture as the trunk, each lesson as a branch."""
-    chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
-    rng = np.random.default_rng([seed, index, 7])
-    picture = ImageRef(f"chart-{index}", *chart.drawing.image.size)
-    shown = [(picture, chart.drawing.image)]
+def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int, scenes: float = 0.0) -> Packed:
+    """Lessons on picture `index`: the picture as the trunk, each lesson as a branch. A share
+    `scenes` of the pictures are scenes of shapes, the others charts.
+    """
+    image, taught = _taught(index, renderer, seed=seed, scenes=scenes)
+    picture = ImageRef(f"picture-{index}", *image.size)
+    shown = [(picture, image)]
 
     def parts_of(asked: Sequence[str | Image.Image]) -> tuple[Part, ...]:
         parts: list[Part] = []
@@ -76,12 +94,11 @@ def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
             if isinstance(part, str):
                 parts.append(Text(part))
             else:
-                view = ImageRef(f"chart-{index}-view-{len(shown)}", *part.size)
+                view = ImageRef(f"picture-{index}-view-{len(shown)}", *part.size)
                 shown.append((view, part))
                 parts.append(ImageShown(view, ""))
         return tuple(parts)
 
-    taught = lessons(chart, rng, frame=renderer.frame(picture))
     branches: list[tuple[Segment, ...]] = []
     for lesson in taught:
         opening, *later = lesson
@@ -100,17 +117,35 @@ def lesson_tree(index: int, renderer: Qwen2VLRenderer, *, seed: int) -> Packed:
     )
 
 
-class LessonData(Dataset[Packed]):
-    """Charts `first` to `last` of the pretraining stream."""
+def _taught(
+    index: int, renderer: Qwen2VLRenderer, *, seed: int, scenes: float
+) -> tuple[Image.Image, list[Lesson]]:
+    """The picture and what is taught about it."""
+    rng = np.random.default_rng([seed, index, 7])
+    if scenes and np.random.default_rng([seed, index, 11]).random() < scenes:
+        scene = shapes.item("vsr" if index % 2 else "tally", "pretrain", index)
+        image = scene.scene.image
+        frame = renderer.frame(ImageRef("scene", *image.size))
+        return image, shape_lessons(scene, rng, frame=frame)
+    chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
+    image = chart.drawing.image
+    return image, lessons(chart, rng, frame=renderer.frame(ImageRef("chart", *image.size)))
 
-    def __init__(self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int) -> None:
+
+class LessonData(Dataset[Packed]):
+    """Pictures `first` to `last` of the pretraining stream."""
+
+    def __init__(
+        self, renderer: Qwen2VLRenderer, *, seed: int, first: int, last: int, scenes: float = 0.0
+    ) -> None:
         self.renderer, self.seed, self.first, self.last = renderer, seed, first, last
+        self.scenes = scenes
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __getitem__(self, k: int) -> Packed:
-        return lesson_tree(self.first + k, self.renderer, seed=self.seed)
+        return lesson_tree(self.first + k, self.renderer, seed=self.seed, scenes=self.scenes)
 
 
 def optimizers(model: nn.Module, config: PretrainConfig) -> list[torch.optim.Optimizer]:
@@ -153,8 +188,7 @@ def run(recipe: Recipe) -> Path:
         min_pixels=recipe.min_image_tokens * square,
         max_pixels=recipe.max_image_tokens * square,
     )
-    renderer = Qwen2VLRenderer(build_tokenizer(), settings)
-    model = with_linear_patches(build_model(renderer.tokenizer, seed=recipe.seed))
+    renderer, model = _begun(recipe, settings)
     trained = optimizers(model, config)
     with RunFolder(recipe.run or Path("runs/pretrain")) as folder:
         check_same_run(folder.recipe(), recipe, stage="pretrain")
@@ -191,9 +225,20 @@ def run(recipe: Recipe) -> Path:
             model,
             renderer,
             folder.path / "model",
-            made_by=made_by(recipe, stage="pretrain", start=None),
+            made_by=made_by(recipe, stage="pretrain", start=recipe.pretrain.start),
         )
     return folder.path / "model"
+
+
+def _begun(recipe: Recipe, settings: Qwen2VLSettings) -> tuple[Qwen2VLRenderer, nn.Module]:
+    """A new model, or one that goes on, with tokens for what it lacked."""
+    if recipe.pretrain.start is None:
+        renderer = Qwen2VLRenderer(build_tokenizer(), settings)
+        return renderer, with_linear_patches(build_model(renderer.tokenizer, seed=recipe.seed))
+    folder = model_folder(recipe.pretrain.start)
+    before = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    renderer = Qwen2VLRenderer(with_pieces(before, SCENE_PIECES), settings)
+    return renderer, grown(load_model(folder), before, renderer.tokenizer).train()
 
 
 def _step(
@@ -275,7 +320,13 @@ def _since(began: float) -> float:
 def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterator[list[Packed]]:
     """Batches from step `first` on, drawn by a process beside this one."""
     size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
-    data = LessonData(renderer, seed=recipe.seed, first=first * size, last=steps * size)
+    data = LessonData(
+        renderer,
+        seed=recipe.seed,
+        first=first * size,
+        last=steps * size,
+        scenes=recipe.pretrain.scenes,
+    )
     loader: DataLoader[Packed] = DataLoader(
         data, batch_size=size, num_workers=1, collate_fn=list, prefetch_factor=4
     )

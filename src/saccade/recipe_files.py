@@ -110,6 +110,8 @@ _ADDED: dict[str, Any] = {
     "rollout.withheld": [],
     "rl.gate": None,
     "rl.judge": None,
+    "pretrain.start": None,
+    "pretrain.scenes": 0.0,
 }
 """Keys that recipes did not always have, with what they say where nobody sets them: then they leave
 hashes and runs of earlier recipes valid."""

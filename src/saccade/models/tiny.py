@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -26,7 +26,15 @@ from transformers.utils.logging import disable_progress_bar
 from saccade.atomic_files import replacing
 from saccade.renderers.qwen2vl import Qwen2VLRenderer, Qwen2VLSettings
 
-__all__ = ["build_model", "build_tokenizer", "number_ids", "save"]
+__all__ = [
+    "SCENE_PIECES",
+    "build_model",
+    "build_tokenizer",
+    "grown",
+    "number_ids",
+    "save",
+    "with_pieces",
+]
 
 SPECIAL = (
     "<|endoftext|>",
@@ -54,6 +62,16 @@ CALL_PIECES = (
     "]}}]}",
     '"}}]}',
 )
+SCENE_PIECES = (
+    *("<think>", " </think>", " <rethink>", " </rethink>", " <answer>", " </answer>"),
+    *(" circle", " square", " triangle", " star", " diamond", " cross"),
+    *(" heart", " pentagon", " moon", " arrow"),
+    *("left of", " left of", "right of", " right of", "above", " above", "below", " below"),
+    *("inside", " inside", "touching", " touching", "behind", " behind", "near"),
+    *("Is the", "Where are all", "Describe the scene."),
+    *("Think with boxes.", "Think in words.", "true", "false", " true", " false"),
+)
+"""What the worlds of shapes and the grounded dialect say; models of charts alone lack them."""
 SPLIT = r"1000|\d{1,3}| ?\p{L}+| ?[^\p{L}\d\s]+(?: (?=\d))?|\s+"
 INTERLEAVED = (1, 2, 2, 1, 2, 2, 1, 2, 3)
 """Frequencies of time, row and column in turn. In the stock order (4, 6, 6) columns would get the
@@ -96,6 +114,30 @@ def build_tokenizer(words: str | None = None) -> Tokenizer:
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.add_tokens([AddedToken(t, normalized=False, special=False) for t in CALL_PIECES])
     return tokenizer
+
+
+def with_pieces(tokenizer: Tokenizer, pieces: Sequence[str]) -> Tokenizer:
+    """A tokenizer with further fixed pieces of text, as tokens behind all that it has."""
+    found = Tokenizer.from_str(tokenizer.to_str())
+    found.add_tokens([AddedToken(t, normalized=False, special=False) for t in pieces])
+    return found
+
+
+def grown(
+    model: Qwen2VLForConditionalGeneration, before: Tokenizer, after: Tokenizer
+) -> Qwen2VLForConditionalGeneration:
+    """The model with rows for the tokens that it did not know: each starts as the mean of what it
+    read in their place.
+    """
+    size = after.get_vocab_size(with_added_tokens=True)
+    old = before.get_vocab_size(with_added_tokens=True)
+    model.resize_token_embeddings(size + (-size) % 16, mean_resizing=False)
+    table = model.get_input_embeddings().weight
+    with torch.no_grad():
+        for new in range(old, size):
+            text = after.decode([new], skip_special_tokens=False)
+            table[new] = table[before.encode(text).ids].mean(dim=0)
+    return model
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
