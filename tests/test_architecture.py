@@ -20,7 +20,7 @@ LAYERS = (
     ("worlds", "vision", "image_store", "recipe_files"),
     ("backends",),
     ("tools", "dialects", "rewards", "run_folder", "episode_json"),
-    ("grounding",),
+    ("grounding", "grounding_figures"),
     ("renderers", "tasks", "engines"),
     ("engines.api", "engines.scripted"),
     ("observing", "toolserver"),

@@ -13,15 +13,17 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from saccade.coverage import overlap
 from saccade.errors import DataError
+from saccade.geometry import Frame
+from saccade.grounding_figures import Grounding, grounding_of
 from saccade.rewards import Rubric
 from saccade.rewards.answers import SCORER_VERSION, judged, lenient, strict
 from saccade.tasks import CLUSTER
@@ -51,7 +53,22 @@ MAX_UNSCORED = 0.01
 """Share of unscored episodes above which runs are not compared."""
 
 Failure = Literal["", "unscored", "truncated", "extraction_failed"]
-Metric = Literal["accuracy", "lenient", "coverage", "tightness", "calls", "completion_tokens"]
+GroundingMetric = Literal[
+    "f1",
+    "mean_iou",
+    "recall_iou",
+    "union_iou",
+    "union_iou_unscaled",
+    "acc_at_0_5",
+    "boxes",
+    "invalid",
+    "redundant",
+    "cut",
+]
+Metric = (
+    Literal["accuracy", "lenient", "coverage", "tightness", "calls", "completion_tokens"]
+    | GroundingMetric
+)
 
 
 class Interval(NamedTuple):
@@ -103,6 +120,8 @@ class SampleRow:
     """Answers that a guess would draw from, where the task says it."""
     scorer: int = 1
     """Version of the rules that judged; the first one where a row does not say it."""
+    grounding: Grounding | None = None
+    """What the boxes in its thoughts came to; None where nobody asked for any."""
 
     def __post_init__(self) -> None:
         if self.stratum == ALL:
@@ -121,7 +140,10 @@ class SampleRow:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` reads it back."""
-        return {**asdict(self), "stop": self.stop.value}
+        found = {**asdict(self), "stop": self.stop.value}
+        if self.grounding is None:
+            del found["grounding"]
+        return found
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SampleRow:
@@ -143,9 +165,14 @@ def _row_adapter() -> TypeAdapter[SampleRow]:
 
 
 def row_of(
-    episode: Episode, rubric: Rubric, *, tokens_of: Callable[[ImageRef], int] | None = None
+    episode: Episode,
+    rubric: Rubric,
+    *,
+    tokens_of: Callable[[ImageRef], int] | None = None,
+    grounded_in: Callable[[ImageRef], Frame] | None = None,
 ) -> SampleRow:
-    """The row of a finished episode; `tokens_of` says what a picture costs in the sequence.
+    """The row of a finished episode; `tokens_of` says what a picture costs in the sequence,
+    `grounded_in` in which frame the model writes the boxes of its thoughts, where they count.
 
     Raises ValueError where it has not ended.
     """
@@ -183,6 +210,9 @@ def row_of(
         gold=sample.answer,
         choices=int(told["choices"]) if told.get("choices", "").isdecimal() else None,
         scorer=SCORER_VERSION,
+        grounding=None
+        if grounded_in is None or is_ours
+        else grounding_of(episode, frame=grounded_in),
     )
 
 
@@ -222,6 +252,8 @@ class Summary:
     """Mean over episodes; those that ran side by side overlap."""
     image_tokens: float | None = None
     """For each episode of which it is known; None without any."""
+    grounding: dict[GroundingMetric, dict[str, Interval]] = field(default_factory=dict)
+    """What boxes in thoughts came to, by figure and stratum; empty where nobody asked for any."""
 
     def to_json(self) -> dict[str, Any]:
         """An arm of `results.json`: intervals as [estimate, low, high]."""
@@ -241,7 +273,14 @@ class Summary:
             "extraction_failed": self.extraction_failed,
             "truncated": self.truncated,
             "seconds": self.seconds,
+            **({"grounding": _by_name(self.grounding)} if self.grounding else {}),
         }
+
+
+def _by_name(
+    figures: Mapping[GroundingMetric, Mapping[str, Interval]],
+) -> dict[str, dict[str, list[float | None]]]:
+    return {metric: _lists(intervals) for metric, intervals in figures.items()}
 
 
 def _lists(intervals: Mapping[str, Interval]) -> dict[str, list[float | None]]:
@@ -289,7 +328,18 @@ def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int =
         truncated=failures["truncated"],
         seconds=sum(r.seconds for r in rows) / len(rows),
         image_tokens=sum(pictures) / len(pictures) if pictures else None,
+        grounding={m: found for m in get_args(GroundingMetric) if (found := by_stratum(m))},
     )
+
+
+def _of_grounding(name: str) -> Callable[[SampleRow], float | None]:
+    """A figure of its boxes; None where there is none."""
+
+    def value(row: SampleRow) -> float | None:
+        found = None if row.grounding is None else getattr(row.grounding, name)
+        return None if found is None else float(found)
+
+    return value
 
 
 VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
@@ -299,7 +349,31 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "tightness": lambda row: row.tightness,
     "calls": lambda row: float(sum(row.calls.values())),
     "completion_tokens": lambda row: row.completion_tokens,
+    "f1": _of_grounding("f1"),
+    "mean_iou": _of_grounding("mean_iou"),
+    "recall_iou": _of_grounding("recall_iou"),
+    "union_iou": _of_grounding("union_iou"),
+    "union_iou_unscaled": _of_grounding("union_iou_unscaled"),
+    "acc_at_0_5": lambda row: _right_and_found(row),
+    "boxes": _of_grounding("boxes"),
+    "invalid": lambda row: _share_of_boxes(row, "invalid"),
+    "redundant": lambda row: _share_of_boxes(row, "redundant"),
+    "cut": lambda row: _share_of_boxes(row, "cut"),
 }
+
+
+def _right_and_found(row: SampleRow) -> float | None:
+    """Right, with a mean IoU of at least 0.5; None without evidence."""
+    if row.grounding is None or row.grounding.mean_iou is None:
+        return None
+    return float(bool(row.strict) and row.grounding.mean_iou >= 0.5)
+
+
+def _share_of_boxes(row: SampleRow, what: Literal["invalid", "redundant", "cut"]) -> float | None:
+    """Of the boxes of an episode; None where it wrote none."""
+    if row.grounding is None or not row.grounding.boxes:
+        return None
+    return float(getattr(row.grounding, what)) / row.grounding.boxes
 
 
 def _strata(rows: Iterable[SampleRow]) -> list[str]:
@@ -470,6 +544,10 @@ def format_table(results: Mapping[str, Any]) -> Table:
     line("all without unscored", (_cell(arm["accuracy_scored"].get(ALL)) for arm in arms.values()))
     for key in ("lenient", "coverage", "tightness"):
         by_stratum(key)
+    for metric in dict.fromkeys(m for arm in arms.values() for m in arm.get("grounding", {})):
+        of_arms = [arm.get("grounding", {}).get(metric, {}) for arm in arms.values()]
+        for stratum in dict.fromkeys(s for found in of_arms for s in found):
+            line(f"{metric} {stratum}", (_cell(found.get(stratum)) for found in of_arms))
     each = (("calls", 2), ("completion_tokens", 1), ("image_tokens", 1), ("seconds", 2))
     for key, digits in each:
         cells = (_number(arm.get(key), digits) for arm in arms.values())

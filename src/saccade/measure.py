@@ -157,7 +157,12 @@ async def _ask(
                 setup.store.save(episode.images.values(), folder.path)
                 folder.append("episodes", {"arm": arm, **episode_to_json(episode)})
             tokens_of = setup.renderer.image_tokens if setup.renderer else None
-            row = row_of(episode, task.rubric, tokens_of=tokens_of).to_json()
+            row = row_of(
+                episode,
+                task.rubric,
+                tokens_of=tokens_of,
+                grounded_in=setup.frame_of if recipe.notation else None,
+            ).to_json()
             folder.append("rows", {"number": number, **row})  # last: its sample is done
 
 

@@ -1,0 +1,177 @@
+"""The figures of boxes in thoughts: in the right frame, one to one, None where they don't apply."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import pytest
+
+from saccade.dialects import NOTATIONS
+from saccade.dialects.grounded import Grounded
+from saccade.evaluate import (
+    VALUES,
+    SampleRow,
+    format_table,
+    paired,
+    results_json,
+    row_of,
+    summarise,
+)
+from saccade.geometry import Box, Frame
+from saccade.grounding import boxes_named
+from saccade.grounding_figures import Grounding, grounding_of, mean_matched_iou
+from saccade.rewards import Rubric, answer
+from saccade.types import (
+    Episode,
+    Evidence,
+    ImageRef,
+    Message,
+    Sample,
+    StopReason,
+    Text,
+    TurnRecord,
+)
+
+IMAGE = ImageRef("a" * 64, 640, 480)
+RUBRIC = Rubric(((answer, 1.0),))
+TWO = (Box(0, 0, 100, 100), Box(200, 200, 300, 300))
+
+
+def resized(image: ImageRef) -> Frame:
+    """640 x 480 under the published budget."""
+    return Frame.resized(image.width, image.height, resized_width=504, resized_height=364)
+
+
+def episode(
+    boxes: Sequence[str], golds: Sequence[Box] = TWO, *, said: str = "2", name: str = "s"
+) -> Episode:
+    sample = Sample(
+        name, "How many?", (IMAGE,), "2", tuple(Evidence(IMAGE, b) for b in golds), kind="count"
+    )
+    text = (
+        f"<think> it {' '.join(boxes)} </think> <rethink> so </rethink> <answer> {said} </answer>"
+    )
+    parsed = Grounded().parse(text)
+    named, refused = boxes_named(
+        parsed, NOTATIONS["inline"], images={"img_0": IMAGE}, frame=resized
+    )
+    return Episode(
+        sample,
+        messages=(Message("assistant", (Text(text),)),),
+        turns=(TurnRecord(parsed, named=named, refused=refused),),
+        stop=StopReason.ANSWERED,
+    )
+
+
+def written(*boxes: Box) -> list[str]:
+    return [f"[{', '.join(str(v) for v in resized(IMAGE).encode_box(b))}]" for b in boxes]
+
+
+def figures(boxes: Sequence[str], golds: Sequence[Box] = TWO) -> Grounding:
+    return grounding_of(episode(boxes, golds), frame=resized)
+
+
+def test_perfect_boxes_are_perfect_in_every_figure_but_the_published_one() -> None:
+    found = figures(written(*TWO))
+    assert (found.boxes, found.invalid, found.redundant, found.f1) == (2, 0, 0, 1.0)
+    for value in (found.mean_iou, found.recall_iou, found.union_iou):
+        assert value == pytest.approx(1.0, abs=0.03)
+    assert found.union_iou_unscaled is not None
+    assert found.union_iou_unscaled < 0.5
+
+
+def test_extra_boxes_cost_f1_and_union_and_not_recall() -> None:
+    found = figures(written(*TWO, Box(400, 0, 600, 200)))
+    assert found.f1 == pytest.approx(0.8)
+    assert found.recall_iou == pytest.approx(1.0, abs=0.03)
+    assert found.union_iou == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_one_box_serves_one_thing_where_matches_are_one_to_one() -> None:
+    near = (Box(0, 0, 100, 100), Box(10, 0, 110, 100))
+    found = figures(written(near[0]), near)
+    assert found.f1 == pytest.approx(2 / 3)
+    assert found.mean_iou == pytest.approx(0.5, abs=0.03)
+    assert found.recall_iou is not None
+    assert found.recall_iou > 0.85
+
+
+def test_no_box_is_nothing_found_and_no_evidence_is_nothing_to_find() -> None:
+    none = figures([])
+    assert (none.boxes, none.f1, none.mean_iou, none.recall_iou, none.union_iou) == (0, 0, 0, 0, 0)
+    free = figures(written(*TWO), ())
+    assert (free.boxes, free.f1, free.mean_iou, free.union_iou) == (2, None, None, None)
+
+
+def test_what_is_no_box_is_counted_and_not_compared() -> None:
+    found = figures([*written(*TWO), "[0, 0, 0, 0]", *written(TWO[0]), "[0, 0, 504, 364]"])
+    assert (found.boxes, found.invalid, found.redundant) == (5, 2, 1)
+    assert found.f1 == 1.0
+
+
+def test_boxes_on_another_picture_cost_precision() -> None:
+    made = episode(written(*TWO))
+    other = ImageRef("b" * 64, 640, 480)
+    [turn] = made.turns
+    elsewhere = turn.named[1].__class__(other, TWO[1])
+    moved = Episode(
+        made.sample, made.rollout_index, made.messages,
+        (turn._replace(named=(turn.named[0], elsewhere)),), stop=made.stop,
+    )  # fmt: skip
+    assert grounding_of(moved, frame=resized).f1 == pytest.approx(0.5)
+
+
+def test_the_mean_of_matches() -> None:
+    assert mean_matched_iou([], [Box(0, 0, 1, 1)]) is None
+    assert mean_matched_iou([Box(0, 0, 1, 1)], []) == 0.0
+    assert mean_matched_iou(TWO, [TWO[1], TWO[0]]) == 1.0
+
+
+# --- rows and summaries ---------------------------------------------------------------------------
+
+
+def row(boxes: Sequence[str], *, said: str = "2", name: str = "s") -> SampleRow:
+    return row_of(episode(boxes, said=said, name=name), RUBRIC, grounded_in=resized)
+
+
+def test_a_row_comes_back_with_its_boxes_and_without_where_none_were_asked_for() -> None:
+    whole = row(written(*TWO))
+    assert SampleRow.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+    bare = row_of(episode(written(*TWO)), RUBRIC)
+    assert bare.grounding is None
+    assert "grounding" not in bare.to_json()
+    assert VALUES["f1"](bare) is None
+    assert VALUES["acc_at_0_5"](bare) is None
+
+
+def test_right_and_found_needs_both() -> None:
+    value = VALUES["acc_at_0_5"]
+    assert value(row(written(*TWO))) == 1.0
+    assert value(row(written(*TWO), said="3")) == 0.0
+    assert value(row(written(Box(400, 400, 500, 470)))) == 0.0
+
+
+def test_every_figure_has_its_interval() -> None:
+    rows = [
+        row(written(*TWO), name="a"),
+        row(written(TWO[0]), name="b", said="1"),
+        row([], name="c"),
+    ]
+    summary = summarise(rows, bootstrap=200)
+    f1 = summary.grounding["f1"]["all"]
+    assert f1.estimate == pytest.approx((1 + 2 / 3 + 0) / 3)
+    assert f1.low is not None
+    assert f1.low <= f1.estimate
+    assert summary.grounding["boxes"]["all"].estimate == 1.0
+    assert summary.grounding["invalid"]["all"].estimate == 0.0  # of those that wrote any
+    bare = summarise([row_of(episode([]), RUBRIC)], bootstrap=10)
+    assert bare.grounding == {}
+    assert "grounding" not in bare.to_json()
+    results = results_json({"ours": summary, "bare": bare}, ())
+    heads = [str(c) for c in format_table(results).columns[0].cells]
+    assert "f1 all" in heads
+    assert "union_iou_unscaled all" in heads
+    pair = paired(rows, rows, metric="mean_iou", bootstrap=50)
+    assert pair.difference is not None
+    assert pair.difference.estimate == 0.0
