@@ -737,6 +737,14 @@ def test_progress_prints_a_line_every_quarter_of_a_minute(
     ]
 
 
+def test_a_request_stands_behind_the_question_and_an_example_before_it(world: World) -> None:
+    setup = world.setup({}, toolbox=None, request="Think first.", example="2 + 2? 4")
+    [asked] = opening(world.sample(), setup)
+    assert asked.text == "2 + 2? 4\nWhat is the value of red? Think first."
+    [plain] = opening(world.sample(), world.setup({}, toolbox=None))
+    assert plain.text == "What is the value of red?"
+
+
 # --- boxes in thoughts ----------------------------------------------------------------------------
 
 GROUNDED = dialect("grounded", style="silent")

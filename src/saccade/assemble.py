@@ -271,6 +271,8 @@ def setup_for(
         ),
         observation=recipe.rollout.observation,
         pictures=recipe.rollout.pictures,
+        request=recipe.rollout.request,
+        example=recipe.rollout.example,
         rubric=rubric,
     )
 

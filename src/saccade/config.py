@@ -105,6 +105,10 @@ class RolloutConfig(Section):
 
     pictures: Literal["shown", "hidden"] = "shown"
     """`hidden`: the question without its pictures, for what can be answered blindly."""
+    request: str = ""
+    """Said behind each question, like how to think."""
+    example: str = ""
+    """Said before each question: a worked example, in words."""
     withheld: tuple[str, ...] = ()
     """Tools of the recipe that the model is not given: it is not told of them, and calls to them
     are mistakes. Its dialect knows their words, so that what it learned to write means the same."""

@@ -108,6 +108,8 @@ _ADDED: dict[str, Any] = {
     "mcp": {},
     "notation": None,
     "rollout.withheld": [],
+    "rollout.request": "",
+    "rollout.example": "",
     "rl.gate": None,
     "rl.judge": None,
     "pretrain.start": None,

@@ -146,6 +146,10 @@ class Setup:
     """What is shown of a tool's pictures."""
     pictures: Literal["shown", "hidden"] = "shown"
     """`hidden`: the question stands without its pictures."""
+    request: str = ""
+    """Said behind each question."""
+    example: str = ""
+    """Said before each question."""
     rubric: Rubric | None = None
     failures: Failures | None = None
     """None: however many episodes fail, the run goes on."""
@@ -188,7 +192,10 @@ def opening(sample: Sample, setup: Setup) -> tuple[Message, ...]:
         if told or len(shown) > 1:
             parts.append(Text(f"{name}: "))
         parts.append(ImageShown(image, name))
-    messages.append(Message("user", (*parts, Text(sample.question))))
+    asked = " ".join(text for text in (sample.question, setup.request) if text)
+    if setup.example:
+        asked = f"{setup.example}\n{asked}"
+    messages.append(Message("user", (*parts, Text(asked))))
     return tuple(messages)
 
 
