@@ -24,7 +24,7 @@ LAYERS = (
     ("renderers", "tasks", "engines"),
     ("engines.api", "engines.scripted"),
     ("observing", "toolserver"),
-    ("rollout", "evaluate", "agreement", "toolcall"),
+    ("rollout", "controls", "evaluate", "agreement", "toolcall"),
     ("synth", "ladder.figures"),
     ("synth_charts",),
     ("tokens",),

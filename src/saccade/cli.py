@@ -162,12 +162,18 @@ def evaluate(
     overrides: Overrides = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     arm: Annotated[str, typer.Option(help="Name of the model in tables.")] = "model",
+    control: Annotated[
+        str | None,
+        typer.Option(help="Ask again with other boxes or pixels; the same as eval.control."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on a split; goes on where it was stopped."""
     from saccade import measure
     from saccade.evaluate import results_json
 
+    if control is not None:
+        overrides = [*(overrides or ()), f"eval.control={control}"]
     results = results_json({arm: measure.run(_recipe(recipe, overrides, run=run), arm=arm)}, ())
     if as_json:
         typer.echo(json.dumps(results))

@@ -347,6 +347,13 @@ class EvalConfig(Section):
     """Of sampling; 0 takes the most likely token."""
     bootstrap: Positive = 10_000
     """Resamples for the 95% intervals."""
+    control: (
+        Literal["stripped", "shuffled", "random", "exchanged", "jittered"]
+        | Literal["gaze-masked", "rest-masked", "random-masked"]
+        | None
+    ) = None
+    """Asks each sample twice, the second time with other boxes in the chain of the first, or
+    other pixels; the second answer is measured. null: once."""
 
 
 _RATES = "all arms try the same rates, ladder.sft_rates and ladder.rl_rates"

@@ -64,6 +64,7 @@ GroundingMetric = Literal[
     "invalid",
     "redundant",
     "cut",
+    "changed",
 ]
 Metric = (
     Literal["accuracy", "lenient", "coverage", "tightness", "calls", "completion_tokens"]
@@ -120,6 +121,8 @@ class SampleRow:
     """Answers that a guess would draw from, where the task says it."""
     scorer: int = 1
     """Version of the rules that judged; the first one where a row does not say it."""
+    before: str | None = None
+    """The answer to the same question before a control changed something; None where none did."""
     grounding: Grounding | None = None
     """What the boxes in its thoughts came to; None where nobody asked for any."""
 
@@ -141,9 +144,8 @@ class SampleRow:
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` reads it back."""
         found = {**asdict(self), "stop": self.stop.value}
-        if self.grounding is None:
-            del found["grounding"]
-        return found
+        later = ("before", "grounding")  # rows of earlier versions are without
+        return {k: v for k, v in found.items() if k not in later or v is not None}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SampleRow:
@@ -170,9 +172,11 @@ def row_of(
     *,
     tokens_of: Callable[[ImageRef], int] | None = None,
     grounded_in: Callable[[ImageRef], Frame] | None = None,
+    before: Episode | None = None,
 ) -> SampleRow:
     """The row of a finished episode; `tokens_of` says what a picture costs in the sequence,
-    `grounded_in` in which frame the model writes the boxes of its thoughts, where they count.
+    `grounded_in` in which frame the model writes the boxes of its thoughts, where they count,
+    `before` is the episode that a control changed.
 
     Raises ValueError where it has not ended.
     """
@@ -210,6 +214,7 @@ def row_of(
         gold=sample.answer,
         choices=int(told["choices"]) if told.get("choices", "").isdecimal() else None,
         scorer=SCORER_VERSION,
+        before=None if before is None else judged(sample.answer, before.answer) or "",
         grounding=None
         if grounded_in is None or is_ours
         else grounding_of(episode, frame=grounded_in),
@@ -359,7 +364,15 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "invalid": lambda row: _share_of_boxes(row, "invalid"),
     "redundant": lambda row: _share_of_boxes(row, "redundant"),
     "cut": lambda row: _share_of_boxes(row, "cut"),
+    "changed": lambda row: _changed(row),
 }
+
+
+def _changed(row: SampleRow) -> float | None:
+    """Whether a control changed the answer; None where it had nothing to change."""
+    if row.before is None:
+        return None
+    return float(not strict(row.before or "none", row.answer or "none"))
 
 
 def _right_and_found(row: SampleRow) -> float | None:

@@ -122,6 +122,16 @@ def _black(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Im
     return Image.new("RGB", parents[0].size)
 
 
+def _masked(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
+    image, gray = parents[0], Image.new("RGB", parents[0].size, _GRAY)
+    where = Image.new("L", image.size, 255 if arguments["outside"] else 0)
+    draw = ImageDraw.Draw(where)
+    for x0, y0, x1, y1 in arguments["boxes"]:
+        if x0 < x1 and y0 < y1:
+            draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=0 if arguments["outside"] else 255)
+    return Image.composite(gray, image, where)
+
+
 def _mark(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> Image.Image:
     image = parents[0].copy()
     draw = ImageDraw.Draw(image)
@@ -152,6 +162,7 @@ def _overlay(parents: tuple[Image.Image, ...], arguments: Mapping[str, Any]) -> 
     return Image.composite(Image.new("RGB", image.size, arguments["color"]), image, where)
 
 
+_GRAY = (128, 128, 128)
 _MARKS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080")
 
 OPERATIONS: dict[str, Operation] = {
@@ -161,6 +172,7 @@ OPERATIONS: dict[str, Operation] = {
     "draw_line": Operation(1, _draw_line),
     "enhance": Operation(1, _enhance),
     "mark": Operation(1, _mark),
+    "masked": Operation(1, _masked),
     "overlay": Operation(1, _overlay),
     "resize": Operation(1, _resize),
     "rotate": Operation(1, _rotate),
@@ -371,6 +383,14 @@ class ImageView:
             "points": [[round(p.x), round(p.y)] for p in points],
         }
         return _derive("mark", arguments, (self,), self.width, self.height, (Affine(),))
+
+    def masked(self, boxes: Sequence[Box], *, outside: bool = False) -> ImageView:
+        """The image with these boxes gray, or with all but them."""
+        arguments = {
+            "boxes": [[round(v) for v in box.as_tuple()] for box in boxes],
+            "outside": outside,
+        }
+        return _derive("masked", arguments, (self,), self.width, self.height, (Affine(),))
 
     def overlay(self, mask: Mask, *, color: str = "#e6194b") -> ImageView:
         """The image with a mask of the same size laid over it, half transparent."""

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from saccade.assemble import answering, check_same_start, task_of
 from saccade.config import Recipe
+from saccade.controls import Counterfactual, counterfactual
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
-from saccade.errors import DataError
+from saccade.errors import DataError, RecipeError
 from saccade.evaluate import (
     SampleRow,
     Summary,
@@ -138,16 +139,34 @@ async def _ask(
         ended[episode.sample.id] = episode
         bar.advance()
 
-    try:
-        await rollout(
-            list(missing.values()),
+    before: dict[str, Episode] = {}
+    sampling = Sampling(recipe.eval.temperature, recipe.rollout.max_tokens_per_turn)
+
+    async def ask(
+        samples: Sequence[Sample], partners: Sequence[Sample], begun: Sequence[str] = ()
+    ) -> list[Episode]:
+        return await rollout(
+            samples,
             setup,
             partners=partners,
-            sampling=Sampling(recipe.eval.temperature, recipe.rollout.max_tokens_per_turn),
+            begun=begun,
+            sampling=sampling,
             seed=recipe.seed,
             concurrency=recipe.rollout.concurrency,
-            on_done=on_done,
+            on_done=None if recipe.eval.control and not begun else on_done,
         )
+
+    try:
+        first = await ask(list(missing.values()), partners)
+        if recipe.eval.control is not None:
+            before = {e.sample.id: e for e in first}
+            again = _counterfactuals(first, recipe, setup)
+            unchanged = [e for e in first if e.sample.id not in again]
+            changed = list(again.values())
+            await ask([c.sample for c in changed], (), [c.begun for c in changed])
+            for episode in unchanged:
+                del before[episode.sample.id]
+                on_done(episode)
     finally:
         for number, sample in missing.items():
             if sample.id not in ended:
@@ -162,8 +181,39 @@ async def _ask(
                 task.rubric,
                 tokens_of=tokens_of,
                 grounded_in=setup.frame_of if recipe.notation else None,
+                before=before.get(sample.id),
             ).to_json()
             folder.append("rows", {"number": number, **row})  # last: its sample is done
+
+
+def _counterfactuals(
+    episodes: Sequence[Episode], recipe: Recipe, setup: Setup
+) -> dict[str, Counterfactual]:
+    """What to ask in the place of each sample, by its id; those with nothing to change are left
+    out. Partners are the next of the episodes that were asked together, from the first again after
+    the last.
+    """
+    control, notation = recipe.eval.control, setup.boxes_as
+    assert control is not None
+    if notation is None:
+        raise RecipeError(f"eval.control {control} needs to know how boxes are written: notation.")
+    if not setup.engine.capabilities.ids:
+        raise RecipeError(f"eval.control {control} needs a model that is loaded here, not an api.")
+    found = {}
+    for place, episode in enumerate(episodes):
+        partner = episodes[(place + 1) % len(episodes)]
+        changed = counterfactual(
+            control,
+            episode,
+            notation=notation,
+            frame=setup.frame_of,
+            store=setup.store,
+            partner=partner,
+            seed=recipe.seed,
+        )
+        if changed is not None and episode.stop is not None:
+            found[episode.sample.id] = changed
+    return found
 
 
 def rows_of(folder: RunFolder, *, items: int) -> list[SampleRow]:

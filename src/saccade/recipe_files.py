@@ -110,6 +110,7 @@ _ADDED: dict[str, Any] = {
     "rollout.withheld": [],
     "rollout.request": "",
     "rollout.example": "",
+    "eval.control": None,
     "rl.gate": None,
     "rl.judge": None,
     "pretrain.start": None,

@@ -90,6 +90,8 @@ class SegmentRenderer(Protocol):
 
     def observation(self, message: Message) -> Segment: ...
 
+    def begun(self, text: str) -> Segment: ...
+
     def image_tokens(self, image: ImageRef) -> int: ...
 
     def frame(self, image: ImageRef) -> Frame: ...
@@ -168,9 +170,14 @@ class Setup:
         assert self.renderer is not None
         return self.renderer.frame(image)
 
+    @property
+    def boxes_as(self) -> Notation | None:
+        """How the model writes boxes into its thoughts; None where nobody said it."""
+        return self.notation or (self.renderer.notation if self.renderer else None)
+
     def record(self, parsed: Parsed, images: Mapping[str, ImageRef]) -> TurnRecord:
         """A turn, with the boxes that stand in its thoughts, before any of its calls is made."""
-        notation = self.notation or (self.renderer.notation if self.renderer else None)
+        notation = self.boxes_as
         if notation is None:
             return TurnRecord(parsed)
         named, refused = boxes_named(parsed, notation, images=images, frame=self.frame_of)
@@ -223,9 +230,13 @@ async def run_episode(
     seed: int = 0,
     rollout_index: int = 0,
     partner: Sample | None = None,
+    begun: str = "",
 ) -> Episode:
     """One attempt at one sample, scored where the setup has a rubric and the end was the model's
     doing.
+
+    `begun` is how the model's first turn begins, whoever wrote that: the model goes on from there,
+    and what it was given is neither sampled nor trained.
 
     Where the setup's observation is `swapped`, the model is shown what its calls return on the
     pictures of `partner`; a view that it was shown, and names in a later call, is the partner's
@@ -238,11 +249,17 @@ async def run_episode(
     episode = Episode(sample=sample, rollout_index=rollout_index, messages=opening(sample, setup))
     if setup.engine.capabilities.ids:
         assert setup.renderer is not None
-        episode = replace(episode, segments=(setup.renderer.prompt(episode.messages),))
+        shown: tuple[Segment, ...] = (setup.renderer.prompt(episode.messages),)
+        if begun:
+            shown = (*shown, setup.renderer.begun(begun))
+        episode = replace(episode, segments=shown)
+    elif begun:
+        raise ValueError("An engine without ids can't go on from the beginning of a turn.")
     told: dict[str, ImageRef] = {}  # pictures that the model knows by their names alone
     try:
         while episode.stop is None:
-            episode = await _say(episode, setup, key=key, sampling=sampling, seed=seed)
+            given = "" if episode.turns else begun
+            episode = await _say(episode, setup, key=key, sampling=sampling, seed=seed, begun=given)
             if episode.stop is None:  # said by now, so that a call that crashes can be seen
                 episode = await _act(episode, setup, told=told, partner=partner)
     except (EngineError, ToolUnavailable, ToolCrashed) as error:
@@ -268,7 +285,7 @@ def _fault(error: SaccadeError) -> StopReason:
 
 
 async def _say(
-    episode: Episode, setup: Setup, *, key: str, sampling: Sampling, seed: int
+    episode: Episode, setup: Setup, *, key: str, sampling: Sampling, seed: int, begun: str
 ) -> Episode:
     """One turn of the model, its calls not yet made; sets `stop` where the episode ends with it."""
     room = setup.limits.max_context_tokens - _length(episode)
@@ -283,6 +300,7 @@ async def _say(
         sampling=replace(sampling, max_tokens=min(most, room) if room > 0 else most),
     )
     turn = await setup.engine.turn(request)
+    turn = replace(turn, text=begun + turn.text)
     parsed = setup.dialect.parse(turn.text)
     stop = _stop_after(parsed, turn, episode, setup.limits)
     record = setup.record(parsed, {**_originals(episode.sample), **episode.images})
@@ -453,6 +471,7 @@ class _Job(NamedTuple):
     partner: Sample | None
     number: int
     """Of the rollout."""
+    begun: str
 
 
 async def rollout(
@@ -464,6 +483,7 @@ async def rollout(
     group_size: int = 1,
     past: Sequence[int] = (),
     partners: Sequence[Sample] = (),
+    begun: Sequence[str] = (),
     concurrency: int = 128,
     on_done: Callable[[Episode], None] | None = None,
 ) -> list[Episode]:
@@ -471,7 +491,8 @@ async def rollout(
 
     `past` says how many groups of each sample were drawn before: rollouts are numbered on from
     there, so that a sample that comes again is drawn anew. `partners`, one for each sample, are
-    those whose pictures are shown where the setup's observation is `swapped`.
+    those whose pictures are shown where the setup's observation is `swapped`; `begun`, one for
+    each sample, how first turns begin.
 
     Raises SaccadeError once there are more `failures` than the setup allows, ValueError where there
     are not as many partners as samples; `on_done` sees each episode as it ends.
@@ -481,9 +502,10 @@ async def rollout(
     slots = asyncio.Semaphore(concurrency)
     before = past or (0,) * len(samples)
     beside = partners or (None,) * len(samples)
+    given = begun or ("",) * len(samples)
     jobs = [
-        _Job(sample, partner, groups * group_size + index)
-        for sample, groups, partner in zip(samples, before, beside, strict=True)
+        _Job(sample, partner, groups * group_size + index, start)
+        for sample, groups, partner, start in zip(samples, before, beside, given, strict=True)
         for index in range(group_size)
     ]
     if setup.failures is not None:
@@ -498,6 +520,7 @@ async def rollout(
                 seed=seed,
                 rollout_index=job.number,
                 partner=job.partner,
+                begun=job.begun,
             )
         assert episode.stop is not None
         if setup.failures is not None and episode.stop.outcome is Outcome.OURS:

@@ -158,6 +158,10 @@ class Qwen2VLRenderer:
         """A turn that nobody sampled, with its end: trained by SFT, refused by RL."""
         return Segment("demonstrated", (*self._encode_plain(text), self.end_id))
 
+    def begun(self, text: str) -> Segment:
+        """The beginning of a turn of the model that somebody else wrote: not trained."""
+        return Segment("prompt", self._encode_plain(text))
+
     def encode_user_image(self, image: ImageRef) -> Segment:
         """The start of a user turn that shows an image: what several questions about it share."""
         body, shown = self._body(Message("user", (ImageShown(image, ""),)))

@@ -1,0 +1,168 @@
+"""Counterfactuals of reasoning with boxes: what an answer would have been had the boxes, or the
+pixels that they point at, been others.
+
+Two ways: the chain is changed and the model goes on from its end, or the picture is changed and the
+model is asked anew. What changes the answer is what it rests on.
+
+Invariant: a control changes one thing; everything else is as in the episode that it starts from.
+Where there is nothing to change, there is no counterfactual, and that is told apart from one that
+changed nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from saccade.dialects.notations import Notation
+from saccade.geometry import Box, Frame
+from saccade.image_store import ImageStore
+from saccade.types import Episode, ImageRef, Sample
+
+__all__ = ["CONTROLS", "Control", "Counterfactual", "counterfactual"]
+
+ChainControl = Literal["stripped", "shuffled", "random", "exchanged", "jittered"]
+MaskControl = Literal["gaze-masked", "rest-masked", "random-masked"]
+Control = ChainControl | MaskControl
+CONTROLS: tuple[str, ...] = (*get_args(ChainControl), *get_args(MaskControl))
+
+END = "</think>"
+"""Where a chain with its boxes ends."""
+JITTER = 0.05
+"""Of a side: by how much an edge of a jittered box moves, at most."""
+
+
+class Counterfactual(NamedTuple):
+    """What to ask in the place of an episode's sample."""
+
+    sample: Sample
+    begun: str
+    """How the model's turn begins; empty where it is asked anew."""
+
+
+def counterfactual(
+    control: Control,
+    episode: Episode,
+    *,
+    notation: Notation,
+    frame: Callable[[ImageRef], Frame],
+    store: ImageStore,
+    partner: Episode | None = None,
+    seed: int = 0,
+) -> Counterfactual | None:
+    """What the control makes of a finished episode; None where it has no boxes to change.
+
+    - `stripped`: the boxes are taken out of the chain, their phrases stay;
+    - `shuffled`: they are those of `partner`, another sample's episode;
+    - `random`: they lie anywhere, each as large as it was;
+    - `exchanged`: each has the place of the next one, so that things change their places;
+    - `jittered`: each edge moves by at most a twentieth of its side;
+    - `gaze-masked`, `rest-masked`: the picture is gray where boxes are, or everywhere else;
+    - `random-masked`: it is gray in as many places as large, anywhere.
+
+    Draws depend on the seed and the sample alone. Raises ValueError for `shuffled` without a
+    partner.
+    """
+    if control == "shuffled" and partner is None:
+        raise ValueError(f"Control shuffled needs a partner for sample {episode.sample.id!r}.")
+    rng = np.random.default_rng([seed, *episode.sample.id.encode()])
+    if control in get_args(MaskControl):
+        return _masked(control, episode, store, rng)
+    begun = _chain(episode)
+    if begun is None:
+        return None
+    written = [b.values for b in notation.find(begun)]
+    values = [v for v in written if v is not None]
+    if not values:
+        return None
+    image = episode.sample.images[0]
+    new = _values(control, values, partner, notation, frame(image), rng)
+    if new is None:
+        return None
+    given = iter(new)
+    boxes = [None if old is None else next(given) for old in written]
+    return Counterfactual(episode.sample, notation.rewritten(begun, boxes))
+
+
+def _chain(episode: Episode) -> str | None:
+    """The first turn up to the end of its thought; None where that never ends."""
+    said = next((m.text for m in episode.messages if m.role == "assistant"), "")
+    end = said.find(END)
+    return said[: end + len(END)] if end >= 0 else None
+
+
+_Values = tuple[float, float, float, float]
+
+
+def _values(
+    control: str,
+    values: Sequence[_Values],
+    partner: Episode | None,
+    notation: Notation,
+    frame: Frame,
+    rng: np.random.Generator,
+) -> list[_Values | None] | None:
+    if control == "stripped":
+        return [None] * len(values)
+    if control == "shuffled":
+        assert partner is not None
+        theirs = [b.values for b in notation.find(_chain(partner) or "") if b.values is not None]
+        return [theirs[n % len(theirs)] for n in range(len(values))] if theirs else None
+    if control == "exchanged":
+        return [*values[1:], values[0]] if len(set(values)) > 1 else None
+    if control == "random":
+        return [_anywhere(v, frame, rng) for v in values]
+    return [_jittered(v, frame, rng) for v in values]
+
+
+def _anywhere(values: _Values, frame: Frame, rng: np.random.Generator) -> _Values:
+    x0, y0, x1, y1 = values
+    wide, high = min(abs(x1 - x0), frame.limit[0]), min(abs(y1 - y0), frame.limit[1])
+    x = rng.uniform(0, frame.limit[0] - wide)
+    y = rng.uniform(0, frame.limit[1] - high)
+    return _written((x, y, x + wide, y + high), frame)
+
+
+def _jittered(values: _Values, frame: Frame, rng: np.random.Generator) -> _Values:
+    x0, y0, x1, y1 = values
+    reach = (JITTER * abs(x1 - x0), JITTER * abs(y1 - y0)) * 2
+    moved = [v + float(rng.uniform(-1, 1)) * r for v, r in zip(values, reach, strict=True)]
+    limits = (*frame.limit, *frame.limit)
+    a, b, c, d = (min(max(v, 0.0), most) for v, most in zip(moved, limits, strict=True))
+    return _written((a, b, c, d), frame)
+
+
+def _written(values: _Values, frame: Frame) -> _Values:
+    """As the model would write it."""
+    if not frame.is_integral:
+        return values
+    a, b, c, d = (float(round(v)) for v in values)
+    return (a, b, c, d)
+
+
+def _masked(
+    control: str, episode: Episode, store: ImageStore, rng: np.random.Generator
+) -> Counterfactual | None:
+    named = [box for turn in episode.turns for box in turn.named]
+    if not named:
+        return None
+    images = []
+    for image in episode.sample.images:
+        boxes = [b.box for b in named if b.image == image]
+        if control == "random-masked":
+            boxes = [_elsewhere(b, image, rng) for b in boxes]
+        is_rest = control == "rest-masked"
+        if not boxes and not is_rest:
+            images.append(image)
+            continue
+        images.append(store.add(store.view(image).masked(boxes, outside=is_rest)))
+    return Counterfactual(replace(episode.sample, images=tuple(images)), "")
+
+
+def _elsewhere(box: Box, image: ImageRef, rng: np.random.Generator) -> Box:
+    x = float(rng.uniform(0, image.width - box.width)) if box.width < image.width else 0.0
+    y = float(rng.uniform(0, image.height - box.height)) if box.height < image.height else 0.0
+    return Box(x, y, x + box.width, y + box.height)

@@ -1,0 +1,284 @@
+"""Counterfactuals: each changes one thing, and the model goes on from there or is asked anew."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from saccade import measure
+from saccade.config import Recipe
+from saccade.controls import CONTROLS, Counterfactual, counterfactual
+from saccade.dialects import NOTATIONS, dialect
+from saccade.engines import Sampling, TurnRequest
+from saccade.engines.scripted import ScriptedEngine
+from saccade.errors import RecipeError
+from saccade.geometry import Box, Frame
+from saccade.image_store import ImageStore
+from saccade.images import root_view
+from saccade.models.tiny import SETTINGS, build_tokenizer
+from saccade.recipe_files import load_recipe
+from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.rollout import Limits, Setup, run_episode
+from saccade.run_folder import RunFolder
+from saccade.types import Episode, ImageRef, Sample
+
+RENDERER = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
+INLINE = NOTATIONS["inline"]
+A, B = "[100, 100, 200, 300]", "[600, 500, 900, 700]"
+CHAIN = f"<think> a cup {A}, a can {B} </think>"
+REST = " <rethink> left </rethink> <answer> true </answer>"
+
+
+def frame(image: ImageRef) -> Frame:
+    return Frame.thousand(image.width, image.height)
+
+
+class World:
+    """A store with one picture, and an engine that says what it is told."""
+
+    def __init__(self) -> None:
+        self.store = ImageStore()
+        noise = np.random.default_rng(0).integers(0, 255, (200, 400, 3), np.uint8)
+        self.image = self.store.add(root_view(Image.fromarray(noise)))
+
+    def play(self, text: str, *, name: str = "s", begun: str = "") -> Episode:
+        self.engine = ScriptedEngine({name: [text]}, ids=True)
+        setup = Setup(
+            engine=self.engine,
+            dialect=dialect("grounded", style="silent"),
+            store=self.store,
+            renderer=RENDERER,
+            notation=INLINE,
+            limits=Limits(1, 400, 2000),
+        )
+        sample = Sample(name, "Is the cup left of the can?", (self.image,), "true")
+        return asyncio.run(run_episode(sample, setup, sampling=Sampling(), begun=begun))
+
+    def change(
+        self, control: Any, text: str = CHAIN + REST, **options: Any
+    ) -> Counterfactual | None:
+        return counterfactual(
+            control, self.play(text), notation=INLINE, frame=frame, store=self.store, **options
+        )
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def values(found: Counterfactual | None) -> list[tuple[float, ...]]:
+    assert found is not None
+    return [b.values for b in INLINE.find(found.begun) if b.values is not None]
+
+
+# --- chains ---------------------------------------------------------------------------------------
+
+
+def test_stripped_chains_keep_their_phrases(world: World) -> None:
+    found = world.change("stripped")
+    assert found is not None
+    assert found.begun == "<think> a cup , a can  </think>"
+    assert found.sample.images == (world.image,)
+
+
+def test_exchanged_boxes_change_places(world: World) -> None:
+    found = world.change("exchanged")
+    assert values(found) == [(600, 500, 900, 700), (100, 100, 200, 300)]
+    assert found is not None
+    assert [b.phrase for b in INLINE.find(found.begun)] == ["a cup", "a can"]
+    assert world.change("exchanged", f"<think> a cup {A} </think>{REST}") is None
+    assert world.change("exchanged", f"<think> a {A} b {A} </think>{REST}") is None
+
+
+def test_jittered_boxes_move_by_a_twentieth_and_random_ones_keep_their_size(world: World) -> None:
+    before = [(100, 100, 200, 300), (600, 500, 900, 700)]
+    jittered = values(world.change("jittered"))
+    for old, new in zip(before, jittered, strict=True):
+        reach = (0.05 * (old[2] - old[0]), 0.05 * (old[3] - old[1])) * 2
+        assert all(abs(a - b) <= r + 0.5 for a, b, r in zip(old, new, reach, strict=True))
+        assert old != new
+    placed = values(world.change("random"))
+    for old, new in zip(before, placed, strict=True):
+        assert abs((new[2] - new[0]) - (old[2] - old[0])) <= 1
+        assert 0 <= new[0] < new[2] <= 1000
+    assert placed == values(world.change("random"))
+    assert placed != values(world.change("random", seed=1))
+
+
+def test_shuffled_boxes_are_those_of_another_episode(world: World) -> None:
+    other = world.play(f"<think> x [1, 2, 30, 40] </think>{REST}", name="other")
+    assert values(world.change("shuffled", partner=other)) == [(1, 2, 30, 40), (1, 2, 30, 40)]
+    bare = world.play(f"<think> x </think>{REST}", name="other")
+    assert world.change("shuffled", partner=bare) is None
+    with pytest.raises(ValueError, match="needs a partner"):
+        world.change("shuffled")
+
+
+def test_a_box_that_cannot_be_read_is_taken_out_and_the_others_keep_their_order(
+    world: World,
+) -> None:
+    text = f"<think> a {A}, b [1, 2, 3], c {B} </think>{REST}"
+    found = world.change("exchanged", text)
+    assert values(found) == [(600, 500, 900, 700), (100, 100, 200, 300)]
+    assert found is not None
+    assert found.begun.index("600") < found.begun.index("100")
+    assert "[1, 2, 3]" not in found.begun
+
+
+@pytest.mark.parametrize("control", [c for c in CONTROLS if c != "shuffled"])
+def test_where_there_is_nothing_to_change_there_is_no_counterfactual(
+    world: World, control: str
+) -> None:
+    assert world.change(control, f"<think> no box </think>{REST}") is None
+    if "masked" not in control:
+        assert world.change(control, f"<think> never closed {A}") is None
+
+
+# --- pixels ---------------------------------------------------------------------------------------
+
+
+def pixels(world: World, found: Counterfactual | None) -> np.ndarray:
+    assert found is not None
+    assert found.begun == ""
+    [image] = found.sample.images
+    return np.asarray(world.store.view(image).pixels)
+
+
+def test_what_is_gazed_at_is_gray_or_all_but_it(world: World) -> None:
+    original = np.asarray(world.store.view(world.image).pixels)
+    inside = np.zeros(original.shape[:2], dtype=bool)
+    for b in (Box(40, 20, 80, 60), Box(240, 100, 360, 140)):
+        inside[int(b.y0) : int(b.y1), int(b.x0) : int(b.x1)] = True
+    gaze = pixels(world, world.change("gaze-masked"))
+    assert (gaze[inside] == 128).all()
+    assert (gaze[~inside] == original[~inside]).all()
+    rest = pixels(world, world.change("rest-masked"))
+    assert (rest[~inside] == 128).all()
+    assert (rest[inside] == original[inside]).all()
+
+
+def test_random_masks_are_as_large_and_elsewhere(world: World) -> None:
+    gray = (pixels(world, world.change("random-masked")) == 128).all(axis=2)
+    assert gray.sum() <= 40 * 40 + 120 * 40
+    assert gray.sum() > 0.5 * (40 * 40 + 120 * 40)
+    assert not gray[20:60, 40:80].all()
+
+
+def test_gaze_on_a_masked_picture_lies_on_its_original(world: World) -> None:
+    found = world.change("rest-masked")
+    assert found is not None
+    [image] = found.sample.images
+    assert image.to_roots(Box(1, 2, 3, 4)) == world.image.to_roots(Box(1, 2, 3, 4))
+    assert image.key != world.image.key
+
+
+# --- going on -------------------------------------------------------------------------------------
+
+
+def test_a_model_goes_on_from_what_was_begun_and_that_is_not_trained(world: World) -> None:
+    episode = world.play(REST, begun=CHAIN)
+    [request] = world.engine.requests
+    assert [s.origin for s in request.segments] == ["prompt", "prompt"]
+    assert RENDERER.decode(request.segments[1].ids) == CHAIN
+    assert episode.messages[-1].text == CHAIN + REST
+    assert episode.answer == "true"
+    assert [b.phrase for b in episode.turns[0].named] == ["a cup", "a can"]
+    assert [s.origin for s in episode.segments if s.is_trained] == ["sampled"]
+
+
+# --- evaluations ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    lines = []
+    for number in range(4):
+        Image.new("RGB", (400, 200), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        row = {"image": f"{number}.png", "question": "Is the cup left?", "answer": "true"}
+        lines.append(json.dumps({**row, "id": f"q{number}"}))
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def recipe(rows: Path, run: Path, *overrides: str) -> Recipe:
+    given = ["task.name=files", f"task.path={rows}", "eval.items=4", "eval.bootstrap=20"]
+    grounded = ["dialect=grounded", "notation=inline", "tools=[]"]
+    return load_recipe(None, [*given, *grounded, *overrides]).model_copy(update={"run": run})
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """How turns began, in order. The model says that the cup is left where its box is; about q3 it
+    writes no box.
+    """
+    found: list[str] = []
+
+    def script(request: TurnRequest) -> str:
+        last = request.segments[-1]
+        begun = RENDERER.decode(last.ids) if len(request.segments) > 1 else ""
+        found.append(begun)
+        if request.seed[1] == "q3":
+            return f"<think> no box </think>{REST}"
+        if not begun:
+            return CHAIN + REST
+        boxes = [b.values for b in INLINE.find(begun) if b.values is not None]
+        is_left = not boxes or boxes[0][0] < boxes[-1][0]
+        return REST if is_left else REST.replace("true", "false")
+
+    def answering(recipe: Recipe, **options: Any) -> Setup:
+        return Setup(
+            engine=ScriptedEngine(script, ids=True),
+            dialect=dialect("grounded", style="silent"),
+            renderer=RENDERER,
+            notation=INLINE,
+            limits=Limits(1, 400, 2000),
+            **options,
+        )
+
+    monkeypatch.setattr(measure, "answering", answering)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("control", "changed", "accuracy"),
+    [("exchanged", 1.0, 0.25), ("jittered", 0.0, 1.0), ("stripped", 0.0, 1.0),
+     ("gaze-masked", 0.0, 1.0)],
+)  # fmt: skip
+def test_an_evaluation_asks_twice_and_measures_the_second_answer(
+    rows: Path, tmp_path: Path, asked: list[str], control: str, changed: float, accuracy: float
+) -> None:
+    summary = measure.run(recipe(rows, tmp_path / "r", f"eval.control={control}"), arm="a")
+    assert summary.n == 4
+    assert summary.accuracy["all"].estimate == accuracy
+    assert summary.grounding["changed"]["all"].estimate == changed
+    assert len(asked) == 4 + 3  # q3 has nothing to change
+    told = {r["id"]: r.get("before") for r in RunFolder(tmp_path / "r").rows("rows")}
+    assert told == {"q0": "true", "q1": "true", "q2": "true", "q3": None}
+    again = measure.run(recipe(rows, tmp_path / "r", f"eval.control={control}"), arm="a")
+    assert again == summary
+    assert len(asked) == 7
+
+
+def test_without_a_control_each_sample_is_asked_once(
+    rows: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    summary = measure.run(recipe(rows, tmp_path / "r"), arm="a")
+    assert len(asked) == 4
+    assert "changed" not in summary.grounding
+    with pytest.raises(RecipeError, match="holds a run with eval.control"):
+        measure.run(recipe(rows, tmp_path / "r", "eval.control=stripped"), arm="a")
+
+
+def test_controls_of_recipes_are_those_that_there_are() -> None:
+    for control in CONTROLS:
+        assert load_recipe(None, [f"eval.control={control}"]).eval.control == control
+    with pytest.raises(RecipeError):
+        load_recipe(None, ["eval.control=blurred"])
