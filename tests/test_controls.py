@@ -273,7 +273,7 @@ def test_without_a_control_each_sample_is_asked_once(
     summary = measure.run(recipe(rows, tmp_path / "r"), arm="a")
     assert len(asked) == 4
     assert "changed" not in summary.grounding
-    with pytest.raises(RecipeError, match="holds a run with eval.control"):
+    with pytest.raises(RecipeError, match=r"holds a run with eval\.control"):
         measure.run(recipe(rows, tmp_path / "r", "eval.control=stripped"), arm="a")
 
 
