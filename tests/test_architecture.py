@@ -33,7 +33,7 @@ LAYERS = (
     ("engines.torch",),
     ("assemble",),
     ("ledger",),
-    ("pretrain", "sft", "measure", "sampling", "synth_kept", "ask", "validation"),
+    ("pretrain", "sft", "measure", "sampling", "synth_kept", "synth_chains", "ask", "validation"),
     ("rl",),
     ("benches", "ladder"),
     ("view",),

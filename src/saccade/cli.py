@@ -316,6 +316,26 @@ def synth(
     typer.echo(out)
 
 
+@app.command("synth-chains")
+def synth_chains(
+    recipe: RecipeArgument,
+    out: Annotated[Path, typer.Argument(help="JSONL file to write.")],
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=1, help="Samples to ask about.")] = 1600,
+    start: Annotated[int, typer.Option(min=0, help="The first of them.")] = 1_000_000,
+    split: Annotated[str, typer.Option(help="Split of the task.")] = "train",
+) -> None:
+    """Write demonstrations of reasoning with boxes that a base model makes itself."""
+    from saccade.synth import write_demonstrations
+    from saccade.synth_chains import self_made
+
+    made = self_made(_recipe(recipe, overrides), split=split, start=start, count=count)
+    if not made.demonstrations:
+        raise RecipeError(f"No chain of {made.asked} led to a right answer; nothing was written.")
+    write_demonstrations(out, made.demonstrations)
+    typer.echo(f"{out}: {len(made.demonstrations)} of {made.asked}")
+
+
 @tools_app.command("list")
 def tools_list(as_json: AsJson = False) -> None:
     """The tools with their arguments, and the back ends that do their looking."""

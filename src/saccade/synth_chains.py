@@ -1,0 +1,136 @@
+"""Demonstrations of reasoning with boxes that a base model makes itself: it points, a rule draws
+the conclusion, and what contradicts the right answer is thrown away.
+
+Invariant: no box label is read. The boxes are those that the model pointed at when it was asked
+where things are; of the sample only its question and its answer are used, as GRPO-GR does.
+
+Left out on purpose: other worlds than those of shapes, whose questions name what to point at.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import NamedTuple
+
+from saccade.assemble import answering, task_of
+from saccade.config import Recipe
+from saccade.dialects import FrameOf, dialect
+from saccade.dialects.grounded import Grounded
+from saccade.dialects.notations import Notation
+from saccade.engines import Sampling
+from saccade.errors import RecipeError
+from saccade.grounding import boxes_named
+from saccade.image_store import ImageStore
+from saccade.progress import progress
+from saccade.rollout import Failures, rollout
+from saccade.synth import Demonstration
+from saccade.types import Answer, BoxNamed, Episode, Parsed, Sample
+from saccade.worlds.shapes import CLEAR, directions
+
+__all__ = ["Made", "asked_where", "chain_of", "self_made"]
+
+CHUNK = 64
+"""Samples whose pictures are in memory together."""
+SIDES = ("left of", "right of", "above", "below")
+
+
+class Made(NamedTuple):
+    """What came of it."""
+
+    demonstrations: tuple[Demonstration, ...]
+    asked: int
+    """Samples that the model was asked about."""
+
+
+def self_made(recipe: Recipe, *, split: str, start: int, count: int) -> Made:
+    """Demonstrations from `count` samples of the recipe's task, at most one of each."""
+    return asyncio.run(_self_made(recipe, split, start, count))
+
+
+async def _self_made(recipe: Recipe, split: str, start: int, count: int) -> Made:
+    task, store = task_of(recipe), ImageStore()
+    setup = replace(
+        answering(recipe, store=store),
+        dialect=dialect("plain"),
+        toolbox=None,
+        request="",
+        example="",
+        failures=Failures(),
+    )
+    notation = setup.boxes_as
+    if notation is None:
+        raise RecipeError("Say how the model writes boxes: notation.")
+    writes = Grounded("silent", notation)
+    found: list[Demonstration] = []
+    with progress("self-made demonstrations", total=count) as bar:
+        for at in range(start, start + count, CHUNK):
+            wanted = min(CHUNK, start + count - at)
+            samples = task.load(split, store=store, start=at, count=wanted)
+            episodes = await rollout(
+                [replace(s, question=asked_where(s)) for s in samples],
+                setup,
+                sampling=Sampling(0.0, recipe.rollout.max_tokens_per_turn),
+                seed=recipe.seed,
+                concurrency=recipe.rollout.concurrency,
+            )
+            for sample, episode in zip(samples, episodes, strict=True):
+                named = _pointed(episode, notation, setup.frame_of)
+                chain = chain_of(sample, named, episode.answer or "", notation)
+                if chain is None:
+                    continue
+                with suppress(ValueError):  # it wrote tags where a thing was to be named
+                    found.append(Demonstration(sample.id, (writes.render(chain),), "self-made"))
+            store.forget(i for s in samples for i in s.images)
+            bar.advance(f"kept {len(found)}", by=wanted)
+    return Made(tuple(found), count)
+
+
+def asked_where(sample: Sample) -> str:
+    """The question where the things are that a question is about."""
+    if sample.kind == "count":
+        return sample.question.replace("How many", "Where are all").replace(" are there", "")
+    first, second = _names(sample)
+    return f"Where are the {first}, the {second}?"
+
+
+def _names(sample: Sample) -> tuple[str, str]:
+    first, _, second = sample.question.removeprefix("Is the ").partition(f" {sample.kind} the ")
+    return first, second.removesuffix("?")
+
+
+def _pointed(episode: Episode, notation: Notation, frame: FrameOf) -> tuple[BoxNamed, ...]:
+    """The boxes of its answer; none where one of them is no box."""
+    images = {f"img_{n}": image for n, image in enumerate(episode.sample.images)}
+    said = Parsed(episode.answer or "")
+    good, bad = boxes_named(said, notation, images=images, frame=frame)
+    return () if bad else good
+
+
+def chain_of(
+    sample: Sample, named: Sequence[BoxNamed], said: str, notation: Notation
+) -> Parsed | None:
+    """The turn that the boxes lead to; None where they are not as many as were asked for, or
+    contradict the right answer.
+
+    Sides and counts follow from the boxes. Whether one thing is inside, touching or behind another
+    does not, so there the answer stands among what is thought again.
+    """
+    if sample.kind == "count":
+        if len(named) != int(sample.answer):
+            return None
+        thought = " ".join(said.split("\n")).strip()
+        return Parsed(thought, answer=Answer(sample.answer), rethought=sample.answer)
+    if [b.phrase for b in named] != list(_names(sample)):
+        return None
+    a, b = (n.box for n in named)
+    width, height = sample.images[0].width, sample.images[0].height
+    told = list(directions(a, b, clear=CLEAR * min(width, height)))
+    if sample.kind in SIDES and (sample.kind in told) != (sample.answer == "true"):
+        return None
+    if sample.kind not in SIDES and sample.answer == "true":
+        told.append(sample.kind)
+    thought = ", ".join(line for line in said.split("\n") if notation.find(line))
+    return Parsed(thought, answer=Answer(sample.answer), rethought=", ".join(told) or "near")

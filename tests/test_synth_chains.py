@@ -1,0 +1,187 @@
+"""Self-made demonstrations: the model's own boxes, a rule's conclusion, no box label read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saccade import synth_chains
+from saccade.config import Recipe
+from saccade.dialects import NOTATIONS
+from saccade.dialects.grounded import Grounded
+from saccade.engines import TurnRequest
+from saccade.engines.scripted import ScriptedEngine
+from saccade.errors import RecipeError
+from saccade.geometry import Box, Frame
+from saccade.image_store import ImageStore
+from saccade.models.tiny import SETTINGS, build_tokenizer
+from saccade.recipe_files import load_recipe
+from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.rollout import Limits, Setup
+from saccade.synth_chains import asked_where, chain_of, self_made
+from saccade.tasks import task_named
+from saccade.types import BoxNamed, Sample
+
+RENDERER = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
+INLINE = NOTATIONS["inline"]
+TASKS = {name: task_named(name, {}) for name in ("shapes_vsr", "shapes_tally")}
+
+
+def samples(name: str, count: int = 30) -> list[Sample]:
+    return list(TASKS[name].load("train", store=ImageStore(), start=1_000_000, count=count))
+
+
+def pointed(sample: Sample, *, off: float = 0.0) -> str:
+    """What a model says that points right, or that much of the picture too far down and right."""
+    image = sample.images[0]
+    frame = Frame.thousand(image.width, image.height)
+    boxes = [e.box.moved(off * image.width, off * image.height) for e in sample.evidence]
+    if sample.kind == "count":
+        listed = (f"{n} {INLINE.write(frame.encode_box(b), '')}" for n, b in enumerate(boxes, 1))
+        return f"{sample.question.split()[2]} thing " + ", ".join(listed)
+    return "\n".join(
+        INLINE.write(frame.encode_box(b), e.phrase)
+        for b, e in zip(boxes, sample.evidence, strict=True)
+    )
+
+
+def named(sample: Sample, *boxes: Box) -> list[BoxNamed]:
+    image = sample.images[0]
+    return [BoxNamed(image, b, e.phrase) for b, e in zip(boxes, sample.evidence, strict=False)]
+
+
+def test_the_question_where_names_what_the_other_one_is_about() -> None:
+    for sample in samples("shapes_vsr"):
+        first, second = (e.phrase for e in sample.evidence)
+        assert asked_where(sample) == f"Where are the {first}, the {second}?"
+    sample = replace(samples("shapes_tally")[0], question="How many red stars are there?")
+    assert asked_where(sample) == "Where are all red stars?"
+
+
+def test_right_boxes_lead_to_a_turn_with_the_right_answer() -> None:
+    for name in TASKS:
+        for sample in samples(name):
+            boxes = named(sample, *(e.box for e in sample.evidence))
+            chain = chain_of(sample, boxes, pointed(sample), INLINE)
+            assert chain is not None
+            assert chain.answer is not None
+            assert chain.answer.text == sample.answer
+            assert len(INLINE.find(chain.thought)) == len(sample.evidence)
+            assert (
+                Grounded("silent", INLINE).parse(Grounded("silent", INLINE).render(chain)) == chain
+            )
+            if sample.kind not in ("count",):
+                assert (sample.kind in chain.rethought.split(", ")) == (sample.answer == "true")
+
+
+def test_boxes_that_contradict_the_answer_lead_nowhere() -> None:
+    sided = [s for s in samples("shapes_vsr", 60) if s.kind in synth_chains.SIDES]
+    assert len(sided) > 10
+    for sample in sided:
+        a, b = (e.box for e in sample.evidence)
+        assert chain_of(sample, named(sample, a, b), pointed(sample), INLINE) is not None
+        assert (chain_of(sample, named(sample, b, a), pointed(sample), INLINE) is None) or (
+            sample.answer == "false"
+        )
+    tally = next(s for s in samples("shapes_tally") if int(s.answer) > 1)
+    fewer = named(tally, *(e.box for e in tally.evidence[1:]))
+    assert chain_of(tally, fewer, pointed(tally), INLINE) is None
+
+
+def test_other_things_than_those_asked_for_lead_nowhere() -> None:
+    sample = samples("shapes_vsr")[0]
+    a, b = (e.box for e in sample.evidence)
+    right = named(sample, a, b)
+    assert chain_of(sample, right[:1], pointed(sample), INLINE) is None
+    assert chain_of(sample, right[::-1], pointed(sample), INLINE) is None
+
+
+# --- with a model ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def says(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A model that points right unless it is told how far off; what it was asked is kept."""
+    told: dict[str, Any] = {"off": 0.0, "asked": [], "evidence": True}
+    known = {s.id: s for name in TASKS for s in samples(name)}
+
+    def script(request: TurnRequest) -> str:
+        told["asked"].append(request.messages[-1].text)
+        return pointed(known[request.seed[1]], off=told["off"])
+
+    def answering(recipe: Recipe, *, store: ImageStore) -> Setup:
+        return Setup(
+            engine=ScriptedEngine(script, ids=True),
+            dialect=Grounded("silent", INLINE),
+            store=store,
+            renderer=RENDERER,
+            notation=INLINE,
+            limits=Limits(1, 800, 4000),
+            request="Think with boxes.",
+        )
+
+    monkeypatch.setattr(synth_chains, "answering", answering)
+    return told
+
+
+def recipe(*overrides: str) -> Recipe:
+    given = ["notation=inline", "dialect=grounded", "rollout.max_tokens_per_turn=800"]
+    return load_recipe(
+        None, [*given, "rollout.max_context_tokens=4000", "task.name=shapes_vsr", *overrides]
+    )
+
+
+@pytest.mark.parametrize("task", ["shapes_vsr", "shapes_tally"])
+def test_a_model_that_points_makes_demonstrations(says: dict[str, Any], task: str) -> None:
+    made = self_made(recipe(f"task.name={task}"), split="train", start=1_000_000, count=30)
+    assert made.asked == 30
+    assert len(made.demonstrations) >= 27  # whole numbers of the frame may blur a border
+    for demonstration in made.demonstrations:
+        parsed = Grounded("silent", INLINE).parse(demonstration.turns[0])
+        assert parsed.answer is not None
+    assert all("Think" not in text for text in says["asked"])
+    assert all(text.startswith("Where are") for text in says["asked"])
+
+
+def test_what_can_not_stand_in_a_turn_is_left_out(
+    says: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = synth_chains.chain_of
+
+    def tagged(*given: Any) -> Any:
+        chain = whole(*given)
+        return chain and replace(chain, thought=f"</think> {chain.thought}")
+
+    monkeypatch.setattr(synth_chains, "chain_of", tagged)
+    assert self_made(recipe(), split="train", start=1_000_000, count=3).demonstrations == ()
+
+
+def test_a_model_that_points_beside_makes_few(says: dict[str, Any]) -> None:
+    says["off"] = 0.9  # out of the picture for the most part
+    made = self_made(recipe(), split="train", start=1_000_000, count=30)
+    assert len(made.demonstrations) < 5
+
+
+def test_what_is_made_is_the_same_in_other_pieces(
+    says: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = self_made(recipe(), split="train", start=1_000_000, count=10)
+    monkeypatch.setattr(synth_chains, "CHUNK", 3)
+    assert self_made(recipe(), split="train", start=1_000_000, count=10) == whole
+
+
+def test_a_recipe_must_say_how_boxes_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answering(recipe: Recipe, *, store: ImageStore) -> Setup:
+        return Setup(
+            engine=ScriptedEngine({}),
+            dialect=Grounded("silent", INLINE),
+            store=store,
+            frame=lambda image: Frame.thousand(image.width, image.height),
+        )
+
+    monkeypatch.setattr(synth_chains, "answering", answering)
+    with pytest.raises(RecipeError, match="how the model writes boxes"):
+        self_made(recipe(), split="train", start=1_000_000, count=1)
