@@ -19,6 +19,7 @@ from saccade.config import Recipe
 from saccade.dialects import dialect
 from saccade.engines import TurnRequest
 from saccade.errors import EngineError, SaccadeError, StorageError
+from saccade.geometry import Frame
 from saccade.losses import PolicyLoss
 from saccade.models.checkpoint import load_state
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, save
@@ -26,10 +27,12 @@ from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import answer, per_turn, reward
 from saccade.rollout import Setup
-from saccade.synth import write_demonstrations
+from saccade.synth import Demonstration, write_demonstrations
 from saccade.synth_charts import demonstrations
 from saccade.tokens import pack
 from saccade.types import Episode, Parsed, Sample, Score, Turn, TurnRecord
+from saccade.worlds.shape_lessons import chain, whole
+from saccade.worlds.shapes import item
 
 
 @reward
@@ -259,6 +262,37 @@ def test_rl_reads_a_small_file_again_and_draws_its_samples_anew(cold: Path, tmp_
     assert len(drawn) == len({(i, k) for i, k, _ in drawn}) == 2 * 3 * 4
     of_first = [t for i, k, t in sorted(drawn) if i == "q0"]
     assert of_first[:4] != of_first[4:8]
+
+
+def test_reasoning_with_boxes_is_trained_and_its_boxes_are_watched(tmp_path: Path) -> None:
+    """Four chains learned by heart, then RL on their questions with the gated rubric."""
+    shown = [item("vsr", "train", n) for n in range(4)]
+    rows = []
+    for scene in shown:
+        frame = Frame.thousand(*scene.scene.image.size)
+        text = whole(*chain(scene, frame), scene.answer)
+        rows.append(Demonstration(scene.id, (text,)))
+    write_demonstrations(tmp_path / "chains.jsonl", rows)
+    grounded = [
+        *("dialect=grounded", "notation=inline", "tools=[]", "task.name=shapes_vsr"),
+        *("rollout.request=Think with boxes.", "rollout.max_turns=1", "rollout.temperature=0.3"),
+        *("rollout.max_tokens_per_turn=120", "rollout.max_context_tokens=400"),
+        *("min_image_tokens=2", "max_image_tokens=16", "threads=1", "tool_style=silent"),
+        f"sft.demonstrations={tmp_path / 'chains.jsonl'}",
+        *("sft.epochs=100", "sft.learning_rate=0.003", "sft.warmup_steps=2", "sft.batch_size=4"),
+        *("rl.steps=1", "rl.prompts_per_step=2", "rl.group_size=2", "rl.eval_every=0"),
+        "rl.reward={answer: 1.0, grounded_format: 0.2, grounded_count: 0.2}",
+        *("rl.gate=answer", "rl.kl_beta=0.01"),
+    ]
+    first = load_recipe(None, ["model=saccade-tiny-base", *grounded])
+    cold = sft.run(first.model_copy(update={"run": tmp_path / "sft"}))
+    second = load_recipe(None, [f"model={cold}", *grounded])
+    rl.run(second.model_copy(update={"run": tmp_path / "rl"}))
+    [row] = metrics(tmp_path / "rl" / "metrics.jsonl")
+    assert row["boxes"] == pytest.approx(2.0, abs=0.5)
+    assert row["invalid_boxes"] <= 0.25
+    assert row["redundant_boxes"] <= 0.25
+    assert row["reward"] > 0.8  # the answer alone pays at most 1, and boxes 0.2 more
 
 
 def test_credit_by_turn_centres_each_turn_over_the_members_that_reached_it() -> None:

@@ -53,6 +53,7 @@ from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.rewards import Reward, Rubric, judge_reward, per_turn, reward_named
+from saccade.rewards.grounded import boxes_of
 from saccade.rollout import Failures, Setup, check_room, rollout
 from saccade.run_folder import RunFolder
 from saccade.sft import checkpoint, resume, trainable
@@ -514,6 +515,20 @@ def _watched(sampled: Rollouts) -> dict[str, Any]:
         "dropped_groups": sampled.dropped,
         "unscored": len(episodes) - len(values),
         "stops": _stops(episodes),
+        **_boxes(episodes),
+    }
+
+
+def _boxes(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What came of the boxes in thoughts; nothing where none was written."""
+    found = [boxes_of(e) for e in episodes]
+    written = sum(b.written for b in found)
+    if not written:
+        return {}
+    return {
+        "boxes": written / len(episodes),
+        "invalid_boxes": sum(b.invalid for b in found) / written,
+        "redundant_boxes": sum(b.redundant for b in found) / written,
     }
 
 

@@ -23,7 +23,7 @@ from saccade.worlds.shapes import (
     vsr_question,
 )
 
-__all__ = ["WITH_BOXES", "WORDS", "chain", "one_shot", "shape_lessons"]
+__all__ = ["WITH_BOXES", "WORDS", "chain", "in_words", "one_shot", "shape_lessons", "whole"]
 
 WITH_BOXES = "Think with boxes."
 """Asks for think, rethink and answer."""
