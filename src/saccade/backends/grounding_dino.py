@@ -16,7 +16,14 @@ from collections.abc import Sequence
 from PIL import Image
 
 from saccade.backends.kinds import Detected, Detector
-from saccade.backends.models_known import device_of, explained, folder_of, kind_of
+from saccade.backends.models_known import (
+    device_of,
+    explained,
+    folder_of,
+    kind_of,
+    read_processor,
+    read_weights,
+)
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError, ToolError
 from saccade.geometry import Box
@@ -43,7 +50,7 @@ class GroundingDinoDetector(Detector):
 
     def __init__(self, choice: BackendChoice) -> None:
         super().__init__(choice)
-        from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
+        from transformers import AutoModelForZeroShotObjectDetection
 
         model = choice.model or MODEL
         folder = folder_of(model)
@@ -55,19 +62,9 @@ class GroundingDinoDetector(Detector):
         self._device = device_of(choice.device)
         self._lock = threading.Lock()
         with explained(model):
-            self._processor = AutoProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            self._model = (
-                AutoModelForZeroShotObjectDetection.from_pretrained(
-                    folder,
-                    dtype="float32",
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                )
-                .to(self._device)
-                .eval()
+            self._processor = read_processor(folder)
+            self._model = read_weights(
+                AutoModelForZeroShotObjectDetection, folder, device=self._device
             )
 
     def detect(self, picture: Image.Image, query: str) -> list[Detected]:

@@ -13,11 +13,21 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from saccade.errors import RecipeError
 
-__all__ = ["KNOWN", "Known", "device_of", "explained", "fetch", "folder_of", "kind_of"]
+__all__ = [
+    "KNOWN",
+    "Known",
+    "device_of",
+    "explained",
+    "fetch",
+    "folder_of",
+    "kind_of",
+    "read_processor",
+    "read_weights",
+]
 
 WANTED = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 """Files of a model that are fetched; those in folders of the repository are not."""
@@ -178,6 +188,23 @@ def explained(model: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, ImportError, RuntimeError, LookupError, SafetensorError) as error:
         raise RecipeError(f"Model {model!r} can't be loaded: {_first_line(error)}.") from error
+
+
+def read_weights(kind: Any, folder: Path, *, device: str, dtype: str = "float32") -> Any:
+    """A model of one of transformers' classes, ready to be asked: only what lies in the folder is
+    read, no pickle, and no code comes with it.
+    """
+    model = kind.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+    )
+    return model.to(device).eval()
+
+
+def read_processor(folder: Path) -> Any:
+    """What prepares its inputs, by the same rules."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def device_of(name: str) -> str:

@@ -17,7 +17,14 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from saccade.backends.kinds import Pointed, Pointer
-from saccade.backends.models_known import device_of, explained, folder_of, kind_of
+from saccade.backends.models_known import (
+    device_of,
+    explained,
+    folder_of,
+    kind_of,
+    read_processor,
+    read_weights,
+)
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError, ToolError
 from saccade.geometry import Frame, Point
@@ -146,17 +153,12 @@ class VlmPointer(Pointer):
                 if self._family.is_qwen
                 else (_ProcessorInputs(folder))
             )
-            self._model = (
-                AutoModelForImageTextToText.from_pretrained(
-                    folder,
-                    # a CPU computes faster in full precision than in half
-                    dtype="float32" if self._device == "cpu" else "bfloat16",
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                )
-                .to(self._device)
-                .eval()
+            self._model = read_weights(
+                AutoModelForImageTextToText,
+                folder,
+                device=self._device,
+                # a CPU computes faster in full precision than in half
+                dtype="float32" if self._device == "cpu" else "bfloat16",
             )
         # what is stored with a model asks for draws, and punishes numbers that repeat
         self._model.generation_config = GenerationConfig(
@@ -251,11 +253,7 @@ class _ProcessorInputs:
     """What a model reads, by its own processor and chat template."""
 
     def __init__(self, folder: Any) -> None:
-        from transformers import AutoProcessor
-
-        self._processor = AutoProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        self._processor = read_processor(folder)
         self.tokenizer = self._processor.tokenizer
         self.stops = [int(self.tokenizer.eos_token_id)]
 

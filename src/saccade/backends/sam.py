@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from saccade.backends.kinds import Segmented, Segmenter
-from saccade.backends.models_known import device_of, explained, folder_of, kind_of
+from saccade.backends.models_known import (
+    device_of,
+    explained,
+    folder_of,
+    kind_of,
+    read_processor,
+    read_weights,
+)
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError
 from saccade.geometry import Box, Mask, Point
@@ -44,7 +51,7 @@ class SamSegmenter(Segmenter):
 
     def __init__(self, choice: BackendChoice) -> None:
         super().__init__(choice)
-        from transformers import AutoModelForMaskGeneration, AutoProcessor
+        from transformers import AutoModelForMaskGeneration
 
         model = choice.model or MODEL
         folder = folder_of(model)
@@ -63,20 +70,8 @@ class SamSegmenter(Segmenter):
         self._device = device_of(choice.device)
         self._lock = threading.Lock()
         with explained(model):
-            self._processor = AutoProcessor.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            self._model = (
-                AutoModelForMaskGeneration.from_pretrained(
-                    folder,
-                    dtype="float32",
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                )
-                .to(self._device)
-                .eval()
-            )
+            self._processor = read_processor(folder)
+            self._model = read_weights(AutoModelForMaskGeneration, folder, device=self._device)
 
     def segment(
         self,
