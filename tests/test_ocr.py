@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from saccade.backends import Printed, Reader, builtin_backends, made
+from saccade.backends import Printed, Reader, builtin_backends, made, rapidocr_reader
 from saccade.benches.found import bench_found
 from saccade.benches.judges import LEAST_PX
 from saccade.config import BackendChoice
+from saccade.daemon_threads import OneThread
 from saccade.errors import RecipeError
 from saccade.geometry import Box, Frame, iou
 from saccade.image_store import ImageStore
@@ -202,3 +208,63 @@ def test_numbers_that_a_detector_passes_over_are_read_by_the_real_reader(rapid: 
     right = [t for t in numbers if t.text in read and read[t.text].box.intersection(t.box)]
     assert len(right) >= 3
     assert len(read) == len(right)
+
+
+# --- many at once ---------------------------------------------------------------------------------
+
+
+def test_however_many_ask_at_once_the_models_are_made_once_and_asked_by_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made_by: list[int] = []
+    asked_by: list[int] = []
+
+    class Nothing:
+        boxes, txts, scores = None, (), ()
+
+    def models(threads: int) -> Any:
+        made_by.append(threading.get_ident())
+        time.sleep(0.05)
+
+        def ask(pixels: Any, **how: bool) -> Nothing:
+            asked_by.append(threading.get_ident())
+            return Nothing()
+
+        return ask
+
+    monkeypatch.setattr(rapidocr_reader, "_models", models)
+    monkeypatch.setattr(rapidocr_reader, "_engines", {})
+    reader = made("reader", BackendChoice())
+    pictures = [Image.new("RGB", (40 + n, 30), "white") for n in range(12)]
+    with ThreadPoolExecutor(12) as pool:
+        assert list(pool.map(reader.read, pictures)) == [[]] * 12
+    assert len(made_by) == 1
+    assert len(asked_by) == 12
+    assert set(asked_by) == set(made_by)
+
+
+def test_one_thread_works_in_turn_raises_what_its_work_raises_and_lives_on() -> None:
+    one, order = OneThread(), []
+    assert one.do(lambda: order.append(threading.get_ident())) is None
+    with pytest.raises(ZeroDivisionError):
+        one.do(lambda: 1 / 0)
+    one.do(lambda: order.append(threading.get_ident()))
+    assert len(set(order)) == 1
+    assert order[0] != threading.get_ident()
+
+
+def test_one_thread_is_there_in_a_process_that_was_forked() -> None:
+    one = OneThread()
+    one.do(int)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if one.do(lambda: 7) == 7 else 1)
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            assert os.waitstatus_to_exitcode(status) == 0
+            return
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child waits for a thread that it does not have")

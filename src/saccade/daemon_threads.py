@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
-__all__ = ["in_thread"]
+__all__ = ["OneThread", "in_thread"]
 
 T = TypeVar("T")
 Inbox = SimpleQueue[Callable[[], None]]
@@ -55,3 +55,46 @@ def _serve(inbox: Inbox) -> None:
     while True:
         inbox.get()()
         _idle.append(inbox)
+
+
+class OneThread:
+    """Work that always the same thread does, one piece after the other, whoever asks.
+
+    What is allocated in many threads stays with each of them: a reader of print that ran in sixteen
+    in turn held 1.7 GB, in one 0.5 GB.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inbox: Inbox | None = None
+        os.register_at_fork(after_in_child=self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._inbox = None  # its thread does not live on there
+
+    def do(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises, once it had its turn."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result = work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        with self._lock:
+            if self._inbox is None:
+                self._inbox = SimpleQueue()
+                threading.Thread(
+                    target=_serve_on, args=(self._inbox,), daemon=True, name="saccade-one"
+                ).start()
+            self._inbox.put(run)
+        return future.result()
+
+
+def _serve_on(inbox: Inbox) -> None:
+    while True:
+        inbox.get()()

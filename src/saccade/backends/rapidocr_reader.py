@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import threading
-from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from saccade.backends.kinds import Printed, Reader
+from saccade.daemon_threads import OneThread
 from saccade.geometry import Box
 from saccade.vision.axes import number_of
 from saccade.vision.lone_print import lone_print
@@ -38,19 +38,43 @@ AROUND_ALONE = 0.35
 """Of its height, around a number that stands alone: other ink is farther."""
 
 
-class _Engine(NamedTuple):
-    """Keeps in itself what it is asked, for the next call too: one call at a time."""
+class _Engine:
+    """The models, made by the first who asks. They keep in themselves what they are asked, for the
+    next call too, so all calls are made by one thread, in turn.
+    """
 
-    run: Any
-    lock: threading.Lock
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._thread = OneThread()
+        self._models: Any = None
+
+    def __call__(self, picture: Image.Image, *, find: bool) -> Any:
+        """Finds and reads lines, or reads the picture as one line."""
+        return self._thread.do(lambda: self._read(picture, find))
+
+    def _read(self, picture: Image.Image, find: bool) -> Any:
+        if self._models is None:
+            self._models = _models(self._threads)
+        pixels = np.asarray(picture)[:, :, ::-1]
+        return self._models(pixels, use_det=find, use_cls=False, use_rec=True)
 
 
-@cache
+_engines: dict[int, _Engine] = {}
+_engines_lock = threading.Lock()
+
+
 def _engine(threads: int) -> _Engine:
-    """One in a process, made when something is first read: many tools that could read need not."""
+    """One in a process, whoever asks and however many at once: each holds hundreds of megabytes."""
+    with _engines_lock:
+        if threads not in _engines:
+            _engines[threads] = _Engine(threads)
+        return _engines[threads]
+
+
+def _models(threads: int) -> Any:
     from rapidocr import RapidOCR
 
-    engine = RapidOCR(
+    return RapidOCR(
         params={
             "EngineConfig.onnxruntime.intra_op_num_threads": threads,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1,
@@ -63,7 +87,6 @@ def _engine(threads: int) -> _Engine:
             "Det.limit_side_len": LONGEST_PX,
         }
     )
-    return _Engine(engine, threading.Lock())
 
 
 class RapidReader(Reader):
@@ -79,11 +102,7 @@ class RapidReader(Reader):
         if scale != 1:
             size = (math.ceil(picture.width * scale), math.ceil(picture.height * scale))
             picture = picture.resize(size, Image.Resampling.BICUBIC)
-        engine = _engine(self.choice.threads)
-        with engine.lock:
-            found = engine.run(
-                np.asarray(picture)[:, :, ::-1], use_det=True, use_cls=False, use_rec=True
-            )
+        found = _engine(self.choice.threads)(picture, find=True)
         seen = (
             [] if found.boxes is None else zip(found.boxes, found.txts, found.scores, strict=True)
         )
@@ -122,11 +141,7 @@ class RapidReader(Reader):
 
     def _word(self, cut: Image.Image) -> tuple[str, float]:
         """What one line of print says, empty where it says nothing, and how sure that is."""
-        engine = _engine(self.choice.threads)
-        with engine.lock:
-            found = engine.run(
-                np.asarray(cut)[:, :, ::-1], use_det=False, use_cls=False, use_rec=True
-            )
+        found = _engine(self.choice.threads)(cut, find=False)
         return (found.txts[0].strip(), float(found.scores[0])) if found.txts else ("", 0.0)
 
 
