@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, NoReturn
@@ -12,15 +13,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from saccade.backends import Printed, Reader
+from saccade.config import BackendChoice
+from saccade.daemon_threads import OneThread
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame
 from saccade.image_store import ImageStore
 from saccade.images import OPERATIONS, ImageView, root_view
+from saccade.recipe_files import load_recipe
 from saccade.tools import ToolBox, builtin_tools
 from saccade.tools.running import AT_ONCE_PX, Elsewhere, InThreads, Returned
 from saccade.tools.spec import Tool, tool
 from saccade.toolserver.controller import Controller
 from saccade.toolserver.metrics import as_prometheus, as_rows
+from saccade.toolserver.serving import served
 from saccade.types import Text, ToolCall
 
 CROP, ZOOM = builtin_tools()["crop"], builtin_tools()["zoom"]
@@ -255,3 +261,66 @@ def test_what_a_view_derives_from_counts_with_it() -> None:
     large = VIEW.resize(1100, 1100)
     assert InThreads().at_once(CROP, {"image": large, "box": Box(0, 0, 9, 9)}) is None
     assert InThreads().at_once(CROP, {"image": VIEW, "box": Box(0, 0, 9, 9)}) is not None
+
+
+# --- calls that wait for each other ---------------------------------------------------------------
+
+
+class OneByOne(Reader):
+    """A tenth of a second for each picture, one after the other, as a model takes them."""
+
+    name = "one-by-one"
+
+    def __init__(self) -> None:
+        super().__init__(BackendChoice())
+        self.one = OneThread()
+        self.worked = 0
+
+    def read_anew(self, picture: Image.Image) -> list[Printed]:
+        def work() -> list[Printed]:
+            time.sleep(0.1)
+            self.worked += 1
+            return []
+
+        return self.one.do(work)
+
+
+def asked_at_once(reader: OneByOne, way: InThreads, count: int) -> list[str]:
+    store = ImageStore()
+    ocr = builtin_tools()["ocr"].with_backends({"reader": reader})
+    box = ToolBox([ocr], store=store, deadline_s=0.5, runner=Controller(way))
+
+    async def one(n: int) -> str:
+        image = store.add(root_view(Image.new("RGB", (20 + n, 20))))
+        call = ToolCall("c", "ocr", {"image": "img_0"})
+        try:
+            await box.call_all(
+                [call], images={"img_0": image}, frame=lambda i: Frame.pixels(i.width, i.height)
+            )
+        except ToolUnavailable:
+            return "unavailable"
+        return "ok"
+
+    async def all_of_them() -> list[str]:
+        return list(await asyncio.gather(*(one(n) for n in range(count))))
+
+    return asyncio.run(all_of_them())
+
+
+def test_calls_that_wait_for_each_other_wait_before_their_deadlines_begin() -> None:
+    reader = OneByOne()
+    assert asked_at_once(reader, InThreads(["ocr"]), 12) == ["ok"] * 12
+    assert reader.worked == 12
+
+
+def test_what_was_abandoned_while_it_waited_is_never_begun() -> None:
+    reader = OneByOne()
+    said = asked_at_once(reader, InThreads(), 24)
+    assert 3 <= said.count("ok") <= 6
+    time.sleep(0.5)  # nothing is worked off behind the back of those who come next
+    assert reader.worked <= said.count("ok") + 2
+
+
+def test_a_recipe_lets_tools_that_read_wait_and_others_not() -> None:
+    way = served(load_recipe(None, ["tools=[ocr, detect, crop, segment]"])).controller.way
+    assert [way.capacity(n) for n in ("ocr", "detect", "crop", "segment")] == [2, 2, 64, 64]

@@ -94,6 +94,10 @@ def test_light_and_dark_are_told_by_lightness() -> None:
         ("tallest blue bar", Wanted("bar", color="blue", superlative="largest")),
         ("smallest pie slice", Wanted("wedge", superlative="smallest")),
         ("third bar", Wanted("bar", number=3)),
+        ("the third bar from the left", Wanted("bar", number=3)),
+        ("second bar from the right", Wanted("bar", number=-2)),
+        ("second tallest bar", Wanted("bar", superlative="largest", number=2)),
+        ("find the red bar", Wanted("bar", color="red")),
         ("bar 3", Wanted("bar", number=3)),
         ("last bar", Wanted("bar", number=-1)),
         ("bar of Jan", Wanted("bar", name="Jan")),
@@ -123,7 +127,25 @@ def test_several_things_share_a_noun_or_have_their_own() -> None:
 
 @pytest.mark.parametrize(
     "request_",
-    ["giraffe", "red giraffe", "the highest point of the red line", "", "  ", "red", "bar " * 200],
+    [
+        "giraffe",
+        "red giraffe",
+        "the highest point of the red line",
+        "",
+        "  ",
+        "red",
+        "bar " * 200,
+        "bars above 4",
+        "bar over 5",
+        "bars with 3",
+        "bar next to Bob",
+        "bar in the middle",
+        "Not red bar",
+        "the bar which is tallest",
+        "least red bar",
+        "most red bar",
+        "bar at 5",
+    ],
 )
 def test_words_that_are_not_known_are_refused_with_those_that_are(request_: str) -> None:
     with pytest.raises(ToolError, match=r"bar") as refused:
@@ -280,6 +302,31 @@ def test_parts_that_are_stacked_and_bars_that_lie_are_bars() -> None:
     assert longest.box.width == pytest.approx(90, abs=2)
 
 
+def test_the_second_largest_is_one_rank_below_the_largest() -> None:
+    paper = Image.new("RGB", (400, 300), "white")
+    draw = ImageDraw.Draw(paper)
+    for n, height in enumerate([60, 160, 100, 30]):
+        draw.rectangle((60 + 80 * n, 250 - height, 100 + 80 * n, 249), fill="#1f77b4")
+    [second] = blind(paper, "second tallest bar")
+    assert second.box.height == pytest.approx(100, abs=2)
+    [third] = blind(paper, "third smallest bar")
+    assert third.box.height == pytest.approx(100, abs=2)
+    [right] = blind(paper, "second bar from the right")
+    assert right.box == second.box
+
+
+def test_of_bars_that_hang_the_lowest_reaches_furthest_down() -> None:
+    paper = Image.new("RGB", (400, 300), "white")
+    draw = ImageDraw.Draw(paper)
+    for n, height in enumerate([90, -120, 60, -30]):
+        low, high = sorted((150, 150 - height))
+        draw.rectangle((60 + 80 * n, low, 100 + 80 * n, high), fill="#1f77b4")
+    [highest] = blind(paper, "highest bar")
+    assert highest.box.x0 == pytest.approx(60, abs=2)
+    [lowest] = blind(paper, "lowest bar")
+    assert lowest.box.x0 == pytest.approx(140, abs=2)
+
+
 # --- things by print ------------------------------------------------------------------------------
 
 
@@ -325,6 +372,51 @@ def test_a_slip_of_the_reader_is_forgiven_where_nothing_is_exact() -> None:
     assert (slip.score or 0) < 0.9
     assert detector.detect(paper, '"2018"') == []  # a digit is never forgiven
     assert detector.detect(paper, '"Jan"') == []  # nor a letter of three
+
+
+def test_numbers_are_compared_by_their_value() -> None:
+    lines = [
+        Printed(text, Box(10, 10 + 30 * n, 50, 24 + 30 * n), 0.9)
+        for n, text in enumerate(["1.5", "15", "-3", "3", "1,500"])
+    ]
+    detector = VocabularyDetector(BackendChoice(), reader=Scripted(lines))
+    paper = Image.new("RGB", (200, 200), "white")
+    for asked, place in (("1.5", 0), ("15", 1), ("-3", 2), ("3", 3), ("1500", 4)):
+        assert [d.box for d in detector.detect(paper, f'"{asked}"')] == [lines[place].box]
+
+
+def labelled_bars() -> tuple[Image.Image, list[Printed]]:
+    """Five bars with a column of numbers on their left, names under them and a title."""
+    paper = Image.new("RGB", (420, 320), "white")
+    draw = ImageDraw.Draw(paper)
+    lines = [Printed("Sales", Box(190, 6, 240, 20), 1.0)]
+    for n, height in enumerate([90, 150, 60, 240, 180]):
+        x = 60 + 70 * n
+        draw.rectangle((x, 280 - height, x + 44, 279), fill="#1f77b4")
+        lines.append(
+            Printed(["Ann", "Bob", "Cid", "Dee", "Eva"][n], Box(x + 8, 286, x + 36, 300), 1.0)
+        )
+    for value in range(0, 9, 2):
+        y = 280 - 30 * value
+        lines.append(Printed(str(value), Box(40, y - 7, 50, y + 7), 1.0))
+    return paper, lines
+
+
+def test_neither_a_tick_nor_a_title_names_a_bar_that_stands() -> None:
+    paper, lines = labelled_bars()
+    detector = VocabularyDetector(BackendChoice(), reader=Scripted(lines))
+    [dee] = detector.detect(paper, "bar of Dee")
+    assert dee.box.x0 == pytest.approx(270, abs=2)
+    for query in ('bar of "2"', "Sales bar", "bar of Sales", "bar -1"):
+        assert detector.detect(paper, query) == []
+
+
+@pytest.mark.parametrize("query", ["largest number", "smallest tick label", "highest text"])
+def test_print_is_not_compared_by_size(query: str) -> None:
+    paper, lines = labelled_bars()
+    detector = VocabularyDetector(BackendChoice(), reader=Scripted(lines))
+    with pytest.raises(ToolError, match="neither size nor value"):
+        detector.detect(paper, query)
 
 
 def test_words_inside_a_line_of_print_are_found_at_their_place() -> None:

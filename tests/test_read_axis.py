@@ -134,6 +134,39 @@ def test_decades_are_a_logarithmic_axis_and_other_numbers_are_not() -> None:
     assert find_scales(WHITE, column(["27", "9", "3"])) == []
 
 
+def test_an_axis_that_is_neither_linear_nor_logarithmic_is_none() -> None:
+    """Symlog: ends and middle lie on a line, and everything between lies beside it."""
+    values = ["-1000", "-100", "-10", "0", "10", "100", "1000"]
+    assert find_scales(Image.new("RGB", (200, 400), "white"), column(values, step=45)) == []
+
+
+def test_numbers_in_the_cells_of_a_plot_are_no_axis_of_it() -> None:
+    picture = Image.new("RGB", (500, 400), "white")
+    ImageDraw.Draw(picture).rectangle((60, 40, 460, 360), outline="black")
+    cells = []
+    for n in range(9):
+        x, y = 130 + 100 * (n % 3), 90 + 80 * (n // 3)
+        cells.append((str(10 * n + 20), Box(x, y, x + 24, y + 14)))
+    assert find_scales(picture, cells) != []
+    assert read(picture, cells, Point(250, 200)) == []
+
+
+def test_the_ticks_of_neighbouring_plots_make_no_axis_of_the_one_between() -> None:
+    picture = Image.new("RGB", (1000, 300), "white")
+    draw = ImageDraw.Draw(picture)
+    lines: list[tuple[str, Box]] = []
+    for place in range(3):
+        x = 60 + 330 * place
+        draw.rectangle((x, 40, x + 240, 260), outline="black")
+        for n in range(3):  # their numbers stand beside each other: 5, 10, 15 in the middle
+            y = 60 + 90 * n
+            text = str(5 + 5 * place) if n == 1 else str(7 * place + 3 * (2 - n))
+            lines.append((text, Box(x - 28, y - 7, x - 8, y + 7)))
+            draw.text((x - 28, y - 7), text, fill="black")
+    assert [s for s in find_scales(picture, lines) if s.side == "x"]
+    assert [s.side for s in read(picture, lines, Point(510, 100)) if s.side == "x"] == []
+
+
 def test_marks_say_the_places_of_ticks_better_than_print() -> None:
     lines = [(t, b.moved(0, 2)) for t, b in column(["30", "20", "10", "0"])]  # print a little low
     picture = WHITE.copy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
+from saccade.backends import Printed
 from saccade.benches.found import bench_found
 from saccade.errors import ToolError
 from saccade.geometry import Box, iou
@@ -52,6 +53,10 @@ def shown(view: ImageView) -> Box:
         ("3", 2),
         ("subplot 4", 3),
         ("the second plot", 1),
+        ("second row, first column", 2),
+        ("1st row 2nd column", 1),
+        ("last row, last column", 3),
+        ("the last plot", 3),
     ],
 )
 def test_a_plot_is_named_by_its_place(words: str, number: int) -> None:
@@ -64,6 +69,27 @@ def test_a_plot_is_named_by_its_place(words: str, number: int) -> None:
             assert common.area > 0.98 * plot.frame.area
         else:
             assert common is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["not the first", "anything but row 1 column 1", "second last", "second row", "third row",
+     "row 3 column 1", "column 2", "no plot"],
+)  # fmt: skip
+def test_words_that_name_no_plot_or_several_cut_nothing(words: str) -> None:
+    with pytest.raises(ToolError, match=r"plots in 2 rows of 2 and 2"):
+        zoomed(GRID, where=words)
+
+
+def test_no_digit_of_a_title_is_forgiven() -> None:
+    lines = [Printed(t.text, t.box, 1.0) for t in GRID.texts if t.role != "title"]
+    titles = [t for t in GRID.texts if t.role == "title"]
+    years = [Printed(f"Sales {2019 + n}", t.box, 1.0) for n, t in enumerate(titles)]
+    tool = zoom_subplot.with_backends({"reader": Scripted(lines + years)})
+    assert shown(tool(root_view(GRID.image), where="sales 2020")) == zoomed(GRID, where="2")
+    assert shown(tool(root_view(GRID.image), where="Sale 2020")) == zoomed(GRID, where="2")
+    with pytest.raises(ToolError):
+        tool(root_view(GRID.image), where="Sales 2010")
 
 
 def test_a_plot_is_cut_with_all_that_is_printed_around_it() -> None:

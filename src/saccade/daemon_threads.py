@@ -1,7 +1,7 @@
 """Work in daemon threads that are used again.
 
-Invariant: work that hangs keeps its thread to itself, and nobody waits for it, not even the end of
-the process; whoever comes next gets another one.
+Invariant: work that hangs keeps its thread to itself, and nobody waits for it but the end of the
+process, for ten seconds; whoever comes next gets another one.
 
 Starting a thread makes the starter wait until the new one had its turn: beside a thread that
 decodes, 5 ms for each call, and the event loop stands still meanwhile.
@@ -11,8 +11,10 @@ Left out on purpose: a limit, which is `ToolBox.workers`.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
@@ -24,7 +26,29 @@ T = TypeVar("T")
 Inbox = SimpleQueue[Callable[[], None]]
 
 _idle: list[Inbox] = []
-os.register_at_fork(after_in_child=_idle.clear)  # threads do not live on there
+_busy: set[int] = set()
+"""Threads with work in hand."""
+_of_call = threading.local()
+"""`is_abandoned` of the call that a thread works at."""
+LAST_WORDS_S = 10.0
+"""What abandoned work is given where the process ends: a library that computes in a thread that is
+taken from it aborts the process.
+"""
+
+
+def _begin_anew() -> None:
+    _idle.clear()  # threads do not live on in a child
+    _busy.clear()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+@atexit.register
+def _wait_for_abandoned() -> None:
+    deadline = time.monotonic() + LAST_WORDS_S
+    while _busy and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
@@ -34,6 +58,7 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     future.set_running_or_notify_cancel()
 
     def run() -> None:
+        _of_call.is_abandoned = waiting.cancelled
         try:
             result = work()
         except BaseException as error:
@@ -53,8 +78,17 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
 
 def _serve(inbox: Inbox) -> None:
     while True:
-        inbox.get()()
+        _work(inbox)
         _idle.append(inbox)
+
+
+def _work(inbox: Inbox) -> None:
+    piece = inbox.get()
+    _busy.add(threading.get_ident())
+    try:
+        piece()
+    finally:
+        _busy.discard(threading.get_ident())
 
 
 class OneThread:
@@ -74,10 +108,16 @@ class OneThread:
         self._inbox = None  # its thread does not live on there
 
     def do(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises, once it had its turn."""
+        """What `work` returns or raises, once it had its turn. A call that was abandoned before is
+        not begun: what nobody waits for must not hold up those who wait.
+        """
         future: Future[T] = Future()
+        is_abandoned: Callable[[], bool] = getattr(_of_call, "is_abandoned", lambda: False)
 
         def run() -> None:
+            if is_abandoned():
+                future.cancel()
+                return
             try:
                 result = work()
             except BaseException as error:
@@ -97,4 +137,4 @@ class OneThread:
 
 def _serve_on(inbox: Inbox) -> None:
     while True:
-        inbox.get()()
+        _work(inbox)

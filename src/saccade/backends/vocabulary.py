@@ -21,6 +21,7 @@ from saccade.config import BackendChoice
 from saccade.distances import edit_distance
 from saccade.errors import ToolError
 from saccade.geometry import Box, Point
+from saccade.vision.axes import number_of
 from saccade.vision.chart_parts import chart_parts
 from saccade.vision.colors import score_of
 from saccade.vision.part import Part, PartKind
@@ -103,9 +104,12 @@ def _color_score(wanted: Wanted, found: _Found) -> float:
 def _selected(wanted: Wanted, found: list[_Found]) -> list[_Found]:
     """Those that a superlative or an ordinal leaves, of things in reading order."""
     if wanted.superlative is not None and found:
-        measure = _MEASURES[_meaning(wanted)]
-        most = max(measure(f) for f in found)
-        found = [f for f in found if measure(f) >= most - TIE_PX]
+        measure = _MEASURES[_meaning(wanted, found)]
+        if wanted.number is not None:  # the second largest
+            found = sorted(found, key=measure, reverse=True)
+        else:
+            most = max(measure(f) for f in found)
+            found = [f for f in found if measure(f) >= most - TIE_PX]
     if wanted.number is not None:
         at = wanted.number - 1 if wanted.number > 0 else len(found) + wanted.number
         found = found[at : at + 1] if 0 <= at < len(found) else []
@@ -124,17 +128,32 @@ _MEASURES: Mapping[str, Callable[[_Found], float]] = {
 }
 
 
-def _meaning(wanted: Wanted) -> str:
-    """The highest bar is the longest; the highest dot stands furthest up."""
-    if wanted.noun in ("bar", "wedge") and wanted.superlative in ("highest", "lowest"):
-        return "largest" if wanted.superlative == "highest" else "smallest"
+def _meaning(wanted: Wanted, found: Sequence[_Found]) -> str:
+    """The highest of bars that stand on one line is the longest; of those that hang from it too,
+    and of dots, the one that reaches furthest up.
+    """
+    if wanted.superlative in ("highest", "lowest"):
+        feet = [f.box.y1 for f in found]
+        stand = max(feet) - min(feet) <= 2 * TIE_PX + 2
+        if wanted.noun == "wedge" or (wanted.noun == "bar" and (stand or _lie(found))):
+            return "largest" if wanted.superlative == "highest" else "smallest"
     return wanted.superlative or "largest"
+
+
+def _lie(bars: Sequence[_Found]) -> bool:
+    """Whether bars grow from left to right: their left ends are more alike than their feet."""
+    if len(bars) == 1:
+        return bars[0].box.width > bars[0].box.height
+    left, feet = [b.box.x0 for b in bars], [b.box.y1 for b in bars]
+    return max(left) - min(left) < max(feet) - min(feet)
 
 
 # --- print ----------------------------------------------------------------------------------------
 
 
 def _print(wanted: Wanted, sight: _Sight) -> list[_Found]:
+    if wanted.superlative in ("largest", "smallest", "highest", "lowest"):
+        raise ToolError(f"Of print neither size nor value is compared. {known_words()}")
     lines = sight.lines
     meant = ROLES[wanted.noun]
     roles = sight.roles() if meant is not None else None
@@ -191,6 +210,9 @@ def _piece(line: Printed, start: int, length: int) -> Box:
 
 
 def _plain(text: str) -> str:
+    """What is compared: letters and digits; of numbers their value, so that 1.5 is not 15."""
+    if (value := number_of(text)) is not None:
+        return f"{value:g}" + ("%" if "%" in text else "")
     return re.sub(r"[^0-9a-z%]", "", text.lower()) or text.strip()
 
 
@@ -200,7 +222,7 @@ def _is_slip(asked: str, read: str) -> bool:
         return False
     if asked.translate(_ALIKE) == read.translate(_ALIKE):
         return True
-    if re.sub(r"\D", "", asked) != re.sub(r"\D", "", read):
+    if re.sub(r"[^\d.-]", "", asked) != re.sub(r"[^\d.-]", "", read):
         return False
     return edit_distance(asked, read) <= max(1, len(asked) // 5)
 
@@ -228,6 +250,8 @@ def _named(name: str, things: list[_Found], sight: _Sight) -> list[_Found]:
         owners = _by_legend(box, things, sight) if roles[n] == "legend" else []
         if roles[n] != "legend":
             owners = [t for t in things if _owns(t, sight.lines[n].box, sight.lines, things)]
+        if roles[n] in ("title", "axis"):  # they name plots, and nothing in them
+            owners = [t for t in owners if t.part is not None and t.part.kind == "plot"]
         doubt = score * (sight.lines[n].score or 1.0)
         for thing in owners:
             found[id(thing)] = thing._replace(score=thing.score * doubt)
@@ -299,7 +323,7 @@ def _stands_at(bar: Box, name: Box, lines: Sequence[Printed], things: Sequence[_
         nearest = min(level, key=lambda b: abs(b.center.x - bar.center.x))
         off = abs(name.center.x - bar.center.x)
         return nearest == name and off < 1.2 * bar.width + 0.5 * name.width
-    if -size < bar.x0 - name.x1 < 3 * size:
+    if _lie(things) and -size < bar.x0 - name.x1 < 3 * size:
         return bar.y0 - 0.5 * bar.height < name.center.y < bar.y1 + 0.5 * bar.height
     return False
 

@@ -11,7 +11,7 @@ Left out on purpose: names of new images and what the model is told, which are t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
 from saccade.daemon_threads import in_thread
@@ -57,9 +57,15 @@ class InThreads:
     others. Not a pool: an abandoned call would hold a thread of it for as long as it likes.
     """
 
+    def __init__(self, in_turn: Iterable[str] = ()) -> None:
+        """`in_turn` names tools whose calls wait for each other, as those that read print do. They
+        wait before their deadlines begin, all but the one that is next.
+        """
+        self._in_turn = frozenset(in_turn)
+
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time."""
-        return 64
+        return 2 if name in self._in_turn else 64
 
     def health(self) -> Sequence[NoReturn]:
         """There are no workers."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from saccade.backends.kinds import Reader
 from saccade.distances import edit_distance
@@ -23,7 +23,14 @@ __all__ = ["zoom_subplot"]
 _ROWS = {"top": 0, "upper": 0, "first row": 0, "bottom": -1, "lower": -1, "last row": -1}
 _COLUMNS = {"left": 0, "right": -1}
 _MIDDLE = ("middle", "center", "centre")
-_GRID = re.compile(r"row\s*(\d{1,2})\D+col(?:umn)?\s*(\d{1,2})")
+_PLACES = r"first|second|third|fourth|fifth|sixth|last|\d{1,2}(?:st|nd|rd|th)"
+_LINES = tuple(
+    re.compile(rf"(?:({_PLACES})\s+{line}\b|{line}\s*#?(\d{{1,2}}))")
+    for line in ("row", "col(?:umn)?")
+)
+"""Of a row and of a column: "second row", "row 2"."""
+_NEITHER = frozenset({"not", "but", "except", "without", "other", "no"})
+"""Words that say which plot is not meant: that names none."""
 _NUMBER = re.compile(r"(?:plot|subplot|panel|number|#)?\s*(\d{1,2})")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 MISREAD = 0.2
@@ -90,7 +97,12 @@ def _titled(where: str, plots: Sequence[Plot]) -> list[Plot]:
     exact = [p for title, p in titles if title == asked]
     if exact or not asked:
         return exact
-    return [p for title, p in titles if edit_distance(title, asked) <= MISREAD * len(title)]
+    return [
+        p
+        for title, p in titles
+        if re.sub(r"\D", "", title) == re.sub(r"\D", "", asked)  # no digit is forgiven
+        and edit_distance(title, asked) <= MISREAD * len(title)
+    ]
 
 
 def _plain(text: str) -> str:
@@ -101,16 +113,38 @@ def _placed(words: str, plots: Sequence[Plot]) -> list[Plot]:
     of_core = {p.core: p for p in plots}
     rows = [[of_core[c] for c in row] for row in rows_of([p.core for p in plots])]
     in_order = [p for row in rows for p in row]
-    if grid := _GRID.search(words):
-        row, column = (int(g) - 1 for g in grid.groups())
-        is_there = 0 <= row < len(rows) and 0 <= column < len(rows[row])
-        return [rows[row][column]] if is_there else []
+    if _NEITHER & set(re.findall(r"[a-z]+", words)):
+        return []
+    row, column = (_line_named(words, line) for line in _LINES)
+    if row is not None or column is not None:
+        across = rows if row is None else [_at(rows, row)]
+        return [p for r in across for p in (r if column is None else [_at(r, column)]) if p]
     if number := _NUMBER.fullmatch(words.strip()):
         place = int(number[1]) - 1
         return [in_order[place]] if 0 <= place < len(in_order) else []
-    if ordinals := [n for n, word in enumerate(_ORDINALS) if word in words.split()]:
-        return [in_order[ordinals[0]]] if ordinals[0] < len(in_order) else []
+    ordinals = [word for word in re.findall(r"[a-z]+", words) if word in (*_ORDINALS, "last")]
+    if len(ordinals) > 1:
+        return []
+    if ordinals:
+        place = -1 if ordinals[0] == "last" else _ORDINALS.index(ordinals[0])
+        return [in_order[place]] if place < len(in_order) else []
     return _by_side(words, rows)
+
+
+def _line_named(words: str, line: re.Pattern[str]) -> int | None:
+    """Which row, or column, the words name, from 0; -1 is the last."""
+    found = line.search(words)
+    if found is None:
+        return None
+    said = found[1] or found[2]
+    if said in _ORDINALS:
+        return _ORDINALS.index(said)
+    return -1 if said == "last" else int(re.sub(r"\D", "", said)) - 1
+
+
+def _at(items: Sequence[Any], place: int) -> Any:
+    """The item, or nothing where there is none."""
+    return items[place] if -1 <= place < len(items) else ()
 
 
 def _by_side(words: str, rows: Sequence[Sequence[Plot]]) -> list[Plot]:

@@ -57,8 +57,10 @@ def served(recipe: Recipe) -> Served:
     return Served(tools, Controller(way))
 
 
-def _in_process(_: Recipe) -> Way:
-    return InThreads()
+def _in_process(recipe: Recipe) -> Way:
+    reading = ("reader", "detector", "pointer")
+    tools = tools_described([name for name in recipe.tools if is_known(name)])
+    return InThreads(t.name for t in tools if any(kind in reading for _, kind in t.needs))
 
 
 def _workers(recipe: Recipe) -> Way:

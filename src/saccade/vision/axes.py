@@ -174,8 +174,20 @@ def _scales(gray: NDArray[np.int16], group: Sequence[_Number], side: Side) -> It
             if pair is None:
                 return
             best, best_log = list(pair), False
-        yield _scale(gray, best, side, is_log=best_log)
+        if not _is_contradicted(best, left, side):
+            yield _scale(gray, best, side, is_log=best_log)
         left = [n for n in left if n not in best]
+
+
+def _is_contradicted(fitting: Sequence[_Number], group: Sequence[_Number], side: Side) -> bool:
+    """Whether as many numbers between its ends are beside the line as on it: then the axis is
+    neither linear nor logarithmic.
+    """
+    places = [_middle(n.box, side) for n in fitting]
+    others = [
+        n for n in group if n not in fitting and min(places) < _middle(n.box, side) < max(places)
+    ]
+    return len(others) >= len(fitting) - 1 > 0
 
 
 def _has_third(gray: NDArray[np.int16], pair: Sequence[_Number], side: Side) -> bool:

@@ -104,7 +104,8 @@ def scales_at(scales: Sequence[Scale], plots: Sequence[Plot], point: Point) -> l
     regions = [p.region for p in plots if _is_in(p.region, point)]
     if regions:
         region = min(regions, key=lambda r: r.area)
-        scales = [s for s in scales if _is_in(region, s.box.center)]
+        core = min((p for p in plots if p.region == region), key=lambda p: p.core.area).core
+        scales = [s for s in scales if _lies_in(region, s.box) and not _is_content(s, core)]
     found: list[Scale] = []
     for side in SIDES:
         for is_behind in (True, False):  # below and left of it, or above and right
@@ -310,6 +311,23 @@ def _title(plot: Plot, lines: Sequence[Line], *, is_pie: bool) -> str | None:
 
 def _is_in(box: Box, point: Point) -> bool:
     return box.x0 <= point.x <= box.x1 and box.y0 <= point.y <= box.y1
+
+
+def _lies_in(region: Box, box: Box) -> bool:
+    """But for a sliver: what spans several plots is the axis of none."""
+    common = region.intersection(box)
+    return common is not None and common.area >= 0.9 * box.area
+
+
+def _is_content(scale: Scale, core: Box) -> bool:
+    """Whether its print stands well inside a plot, as the numbers in the cells of a table do."""
+    box = scale.box
+    size = 1.5 * (box.height if scale.side == "x" else box.height - scale.span[1] + scale.span[0])
+    return (
+        core.x0 + size < box.x0
+        and box.x1 < core.x1 - size
+        and (core.y0 + size < box.y0 and box.y1 < core.y1 - size)
+    )
 
 
 def _reaches(scale: Scale, point: Point) -> bool:

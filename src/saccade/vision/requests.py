@@ -7,8 +7,8 @@
 
 Invariant: a word that the grammar does not know is refused with what it knows.
 
-Left out on purpose: relations ("the bar left of the red one"), plots by their place
-(`zoom_subplot` has them), and synonyms beyond the plain ones.
+Left out on purpose: relations ("the bar left of the red one"; counting "from the left" or "from the
+right" is none), plots by their place (`zoom_subplot` has them), and synonyms beyond the plain ones.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _COLORS = {name: name for name in COLOR_NAMES} | {
 _SHADES: Mapping[str, Shade] = {"light": "light", "pale": "light", "dark": "dark", "deep": "dark"}
 _SUPERLATIVES: Mapping[str, tuple[str, ...]] = {
     "largest": ("tallest", "largest", "biggest", "longest", "widest", "greatest", "maximum"),
-    "smallest": ("shortest", "smallest", "narrowest", "minimum", "least"),
+    "smallest": ("shortest", "smallest", "narrowest", "minimum"),
     "highest": ("highest",),
     "lowest": ("lowest",),
     "leftmost": ("leftmost", "left"),
@@ -72,9 +72,18 @@ _SUPERLATIVES: Mapping[str, tuple[str, ...]] = {
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth",
              "tenth")
 _SKIPPED = frozenset({"the", "a", "an", "all", "every", "each", "any", "this", "that", "colored",
-                      "coloured", "printed", "single", "one", "most"})
-_LINKS = frozenset({"of", "for", "at", "named", "called", "labelled", "labeled", "titled", "above",
-                    "number", "no", "with", "saying", "reading", "says", "over"})
+                      "coloured", "printed", "single", "one", "find", "show", "locate", "detect",
+                      "mark", "me", "please"})
+_LINKS = frozenset({"of", "for", "named", "called", "labelled", "labeled", "titled", "number", "no",
+                    "saying", "reading", "says"})
+_RELATIONS = frozenset({
+    "above", "over", "below", "under", "beside", "next", "near", "between", "by", "behind", "which",
+    "whose", "who", "not", "except", "but", "without", "with", "than", "from", "in", "on", "at",
+    "to", "middle", "is", "are", "has", "have", "more", "less", "most", "least", "other", "both",
+})
+"""What would tell things by others, by their place or by what they are not: that is not known, and
+must not be read as print.
+"""
 _LINKED = frozenset({"the", "label", "name", "title", "text", "word"})
 """Words that may stand between a link and a name."""
 # fmt: on
@@ -88,7 +97,7 @@ class Wanted(NamedTuple):
     shade: Shade | None = None
     superlative: str | None = None
     number: int | None = None
-    """Its place in reading order, from 1; -1 is the last."""
+    """Its place in reading order, or among those of a superlative, from 1; -1 is the last."""
     name: str | None = None
     """Print beside it, or its own."""
     words: str = ""
@@ -155,11 +164,24 @@ class _Clause:
     """The grammar of one thing, read from left to right."""
 
     def __init__(self, tokens: Sequence[_Token]) -> None:
-        self.tokens = tokens
+        words = [t.word for t in tokens]
+        counted = words[-3:-1] == ["from", "the"] and words[-1] in ("left", "right")
+        self.tokens = tokens[:-3] if counted else tokens
+        self.backwards = counted and words[-1] == "right"
         self.at = 0
         self.wanted = Wanted("text", words=" ".join(t.text for t in tokens))
 
     def thing(self, *, borrowed: NounName | None) -> Wanted:
+        if relation := next((t for t in self.tokens if t.word in _RELATIONS), None):
+            raise ToolError(
+                f"I can't tell things by {relation.text!r}; print goes into quotes. {known_words()}"
+            )
+        found = self._thing(borrowed)
+        if self.backwards and found.number is not None and found.number > 0:
+            return found._replace(number=-found.number)
+        return found
+
+    def _thing(self, borrowed: NounName | None) -> Wanted:
         while self.at < len(self.tokens):
             if self._skip(_SKIPPED) or self._adjective():
                 continue
