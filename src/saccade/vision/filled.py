@@ -32,6 +32,8 @@ Floats = NDArray[np.float32]
 Place = tuple[int, int]
 """Row and column."""
 
+MOST_OF_PICTURE = 0.3
+"""That reaches all its borders: paper, sky and tables are no things."""
 LEAST = 0.3
 """Score below which nothing is plain."""
 PLAIN = 0.8
@@ -145,7 +147,15 @@ def filled(
     if best is None or best.found.score < LEAST:
         return None
     mask = _on_picture(_finished(best.found, best.asked), best.window, picture.size, box)
+    if box is None and _is_ground(mask):
+        return None
     return Filled(mask, float(best.found.score)) if mask.any() else None
+
+
+def _is_ground(mask: Bits) -> bool:
+    """Whether it is what all else lies on: it reaches every border of the picture."""
+    sides = (mask[0], mask[-1], mask[:, 0], mask[:, -1])
+    return all(side.any() for side in sides) and bool(mask.mean() > MOST_OF_PICTURE)
 
 
 # --- windows --------------------------------------------------------------------------------------
