@@ -254,7 +254,7 @@ def test_tasks_are_made_by_name(folder):
     ("name", "options", "sentence"),
     [
         ("flies", {}, "Unknown task 'flies'. Did you mean 'files'?"),
-        ("xyz", {}, "There are: charts, files."),
+        ("xyz", {}, "There are: charts, files, gqa, grit, mathvista, mix, mme, ovdeval, shapes_t"),
         ("files", {"paht": "x"}, "no option 'paht'. Did you mean 'path'?"),
         ("files", {}, "needs the option 'path'"),
         ("files", {"path": "x", "rubric": 1}, "no option 'rubric'. There are: path."),

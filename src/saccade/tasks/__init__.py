@@ -28,7 +28,10 @@ CLUSTER = "cluster"
 """Name in `Sample.meta`: samples of equal value depend on each other (share a picture, say)."""
 BETWEEN_SEEDS = 10**7
 """Samples of an endless split from the first of one seed to the first of the next."""
-TASKS = ("charts", "files", "mix", "shapes_tally", "shapes_vsr")
+TASKS = (
+    *("charts", "files", "gqa", "grit", "mathvista", "mix", "mme", "ovdeval"),
+    *("shapes_tally", "shapes_vsr", "tallyqa", "vsr"),
+)
 """Names of the tasks that come with saccade."""
 
 
@@ -88,6 +91,34 @@ def task_named(name: str, options: Mapping[str, object]) -> Task:
         from saccade.tasks.shapes import ShapesTally, ShapesVsr
 
         return _build(ShapesTally if name == "shapes_tally" else ShapesVsr, name, options)
+    if name == "gqa":
+        from saccade.tasks.gqa import Gqa
+
+        return _build(Gqa, name, options)
+    if name == "grit":
+        from saccade.tasks.grit import Grit
+
+        return _build(Grit, name, options)
+    if name == "mathvista":
+        from saccade.tasks.mathvista import MathVista
+
+        return _build(MathVista, name, options)
+    if name == "mme":
+        from saccade.tasks.mme import Mme
+
+        return _build(Mme, name, options)
+    if name == "ovdeval":
+        from saccade.tasks.ovdeval import OvdEval
+
+        return _build(OvdEval, name, options)
+    if name == "tallyqa":
+        from saccade.tasks.tallyqa import TallyQa
+
+        return _build(TallyQa, name, options)
+    if name == "vsr":
+        from saccade.tasks.vsr import Vsr
+
+        return _build(Vsr, name, options)
     if (factory := plugins.load(GROUP, name)) is not None:
         return _build(factory, name, options)
     raise RecipeError(f"Unknown task {name!r}. {_hint(name, [*TASKS, *plugins.offered(GROUP)])}")

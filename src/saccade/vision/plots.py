@@ -105,7 +105,7 @@ def scales_at(scales: Sequence[Scale], plots: Sequence[Plot], point: Point) -> l
     if regions:
         region = min(regions, key=lambda r: r.area)
         core = min((p for p in plots if p.region == region), key=lambda p: p.core.area).core
-        scales = [s for s in scales if _lies_in(region, s.box) and not _is_content(s, core)]
+        scales = [s for s in scales if _lies_in(region, s) and not _is_content(s, core)]
     found: list[Scale] = []
     for side in SIDES:
         for is_behind in (True, False):  # below and left of it, or above and right
@@ -313,10 +313,14 @@ def _is_in(box: Box, point: Point) -> bool:
     return box.x0 <= point.x <= box.x1 and box.y0 <= point.y <= box.y1
 
 
-def _lies_in(region: Box, box: Box) -> bool:
-    """But for a sliver: what spans several plots is the axis of none."""
+def _lies_in(region: Box, scale: Scale) -> bool:
+    """From its first tick to its last: what spans several plots is the axis of none."""
+    box = scale.box
     common = region.intersection(box)
-    return common is not None and common.area >= 0.9 * box.area
+    if common is None or not _is_in(region, box.center):
+        return False
+    along = (common.width, box.width) if scale.side == "x" else (common.height, box.height)
+    return along[0] >= 0.9 * along[1]
 
 
 def _is_content(scale: Scale, core: Box) -> bool:
