@@ -57,6 +57,7 @@ TOP = (
     "score",
     "check",
     "synth",
+    "synth-chains",
 )
 COMMANDS = {
     *TOP,

@@ -66,12 +66,15 @@ def test_four_numbers_in_a_row_are_no_box(notation: Notation) -> None:
 @pytest.mark.parametrize("piece", ['{"bbox_2d": [', "[1, 2, ", "<box>[[1, 2", "<|box_start|>(1,"])
 def test_hostile_texts_take_linear_time(notation: Notation, piece: str) -> None:
     def seconds(count: int) -> float:
-        began = time.process_time()
-        notation.find(piece * count)
-        return time.process_time() - began
+        """The least of several: others may be at work."""
+        text, found = piece * count, []
+        for _ in range(4):
+            began = time.process_time()
+            notation.find(text)
+            found.append(time.process_time() - began)
+        return min(found)
 
-    seconds(100)
-    assert seconds(32_000) < 40 * max(seconds(2_000), 0.001)  # quadratic would be 256 times
+    assert seconds(32_000) < 40 * max(seconds(2_000), 0.002)  # quadratic would be 256 times
 
 
 # --- what failed is counted -----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from saccade.dialects.pointing import REQUEST
 from saccade.errors import ToolError
 from saccade.geometry import Box, Frame
 from saccade.images import root_view
-from saccade.tools import look
+from saccade.tools import crop, look
 from saccade.types import Answer, BoxFound, ImageShown, Parsed, Text, ToolCall, ToolResult
 from saccade.worlds.lessons import READ
 
@@ -51,7 +51,7 @@ def test_further_tools_are_called_by_their_names_and_other_words_with_colons_are
     assert [c.name for c in POINTING.parse(text).calls] == ["look"] * 3  # it knows one tool
     with pytest.raises(ValueError, match="no words for this turn"):
         POINTING.render(parsed)
-    told = dialect("pointing", tools=["look", "ocr"]).instructions(())
+    told = dialect("pointing", tools=["look", "ocr"]).instructions([crop.spec])
     assert "ocr:" in told
     assert "look:" not in told
 
