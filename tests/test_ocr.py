@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 from saccade.backends import Printed, Reader, builtin_backends, made, rapidocr_reader
+from saccade.backends.remembered import Remembered
 from saccade.benches.found import bench_found
 from saccade.benches.judges import LEAST_PX
 from saccade.config import BackendChoice
@@ -268,3 +269,50 @@ def test_one_thread_is_there_in_a_process_that_was_forked() -> None:
         time.sleep(0.01)
     os.kill(child, signal.SIGKILL)
     pytest.fail("the child waits for a thread that it does not have")
+
+
+# --- pictures that were seen ----------------------------------------------------------------------
+
+
+def pictures(count: int) -> list[Image.Image]:
+    return [Image.new("RGB", (20, 20), (n, 0, 0)) for n in range(count)]
+
+
+def test_those_who_ask_about_one_picture_at_once_wait_for_one_look() -> None:
+    looks: list[int] = []
+
+    def look(picture: Image.Image) -> int:
+        looks.append(1)
+        time.sleep(0.05)
+        return 7
+
+    seen = Remembered[int](most=2)
+    [picture] = pictures(1)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda _: seen.of(picture, look), range(8))) == [7] * 8
+    assert len(looks) == 1
+
+
+def test_as_many_pictures_are_remembered_as_were_asked_for_those_asked_last() -> None:
+    looks: list[Image.Image] = []
+
+    def look(picture: Image.Image) -> int:
+        looks.append(picture)
+        return len(looks)
+
+    seen = Remembered[int](most=2)
+    a, b, c = pictures(3)
+    assert [seen.of(p, look) for p in (a, b, a, c, a, b)] == [1, 2, 1, 3, 1, 4]
+
+
+def test_a_look_that_failed_is_made_again() -> None:
+    def fail(picture: Image.Image) -> int:
+        raise OSError("no")
+
+    seen = Remembered[int](most=2)
+    [picture] = pictures(1)
+    for _ in range(2):
+        with pytest.raises(OSError, match="no"):
+            seen.of(picture, fail)
+    assert seen.of(picture, lambda _: 5) == 5
+    assert seen.of(picture, fail) == 5

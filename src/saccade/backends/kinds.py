@@ -80,7 +80,7 @@ class Reader(Backend):
 
     def __init__(self, choice: BackendChoice) -> None:
         super().__init__(choice)
-        self._lines = Remembered[tuple[Printed, ...]]()
+        self._lines = Remembered[tuple[Printed, ...]](most=64)
 
     def read(self, picture: Image.Image) -> list[Printed]:
         """Lines of print in an RGB picture, from the top, then from the left."""

@@ -363,7 +363,7 @@ class _Eyes:
     def __init__(self, choice: BackendChoice, reader: Reader | None) -> None:
         # model and device are the detector's own; the reader has neither
         self._reader = reader or RapidReader(BackendChoice(threads=choice.threads))
-        self._sights = Remembered[_Sight]()
+        self._sights = Remembered[_Sight](most=2)
 
     def meant(self, picture: Image.Image, request: str) -> list[tuple[str, _Found]]:
         """With the words of the clause that means it, the surest first, each thing once."""
