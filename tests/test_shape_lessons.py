@@ -31,7 +31,7 @@ from saccade.worlds.shape_lessons import (
     shape_lessons,
     whole,
 )
-from saccade.worlds.shapes import SceneItem, item
+from saccade.worlds.shapes import SHAPE_COLORS, SceneItem, item
 
 GROUNDED = Grounded()
 INLINE = NOTATIONS["inline"]
@@ -178,16 +178,29 @@ def test_pieces_come_behind_the_tokens_that_were_there() -> None:
 def test_a_model_that_grew_reads_what_it_knew_as_before() -> None:
     folder, before = base()
     after = with_pieces(before, SCENE_PIECES)
-    old, new = load_model(folder), grown(load_model(folder), before, after)
-    ids = torch.tensor([before.encode("What is the value of bar 4?").ids])
-    size = before.get_vocab_size(with_added_tokens=True)
+    old, new = load_model(folder), grown(load_model(folder), before, after, seed=3)
+    asked = before.encode("What is the value of bar 4? bar 4 [810, 200, 870, 260]").ids
+    ids = torch.tensor([asked])
     with torch.no_grad():
         was, now = old(input_ids=ids).logits, new(input_ids=ids).logits
-    assert torch.allclose(was[..., :size], now[..., :size], atol=1e-5)
+    assert torch.allclose(was[..., asked], now[..., asked], atol=1e-5)
     table = new.get_input_embeddings().weight
-    [circle] = after.encode(" circle").ids
-    assert torch.allclose(table[circle], table[before.encode(" circle").ids].mean(dim=0))
     assert new.lm_head.weight.data_ptr() == table.data_ptr()
+
+
+def test_a_model_that_grew_can_tell_apart_what_it_was_never_shown() -> None:
+    folder, before = base()
+    after = with_pieces(before, SCENE_PIECES)
+    old, new = load_model(folder), grown(load_model(folder), before, after, seed=3)
+    names = [after.token_to_id(f"Ġ{color}") for color in SHAPE_COLORS]
+    names += [after.token_to_id(shape) for shape in (" circle", " moon", "<think>")]
+
+    def most_alike(rows: torch.Tensor) -> float:
+        cosines = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=2)
+        return cosines.detach().fill_diagonal_(-1).max().item()
+
+    assert most_alike(old.get_input_embeddings().weight[names[: len(SHAPE_COLORS)]]) > 0.99
+    assert most_alike(new.get_input_embeddings().weight[names]) < 0.5
 
 
 def test_scenes_and_charts_are_mixed_by_their_share() -> None:

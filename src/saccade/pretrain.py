@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from saccade.assemble import made_by, model_folder, prepare
 from saccade.config import PretrainConfig, Recipe
+from saccade.geometry import Frame
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.chosen import chosen_logprobs
@@ -53,7 +54,7 @@ from saccade.types import ImageRef, ImageShown, Message, Part, Segment, Text
 from saccade.worlds import shapes
 from saccade.worlds.charts import item
 from saccade.worlds.lessons import TOPICS, Lesson, lessons
-from saccade.worlds.shape_lessons import shape_lessons
+from saccade.worlds.shape_lessons import one_shot, shape_lessons
 
 __all__ = [
     "LessonData",
@@ -67,6 +68,14 @@ __all__ = [
 
 PATCH_RATE = 0.03
 """Learning rate of the patch embedding over that of the other parameters under AdamW."""
+
+
+EXAMPLES = 0.08
+"""Share of scenes whose question stands behind a worked example of another scene."""
+
+
+ELSEWHERE = 10_000_000
+"""Where in the split those other scenes begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +134,21 @@ def _taught(
     if scenes and np.random.default_rng([seed, index, 11]).random() < scenes:
         scene = shapes.item("vsr" if index % 2 else "tally", "pretrain", index)
         image = scene.scene.image
-        frame = renderer.frame(ImageRef("scene", *image.size))
-        return image, shape_lessons(scene, rng, frame=frame)
+        example = ""
+        if rng.random() < EXAMPLES:
+            other = shapes.item(
+                "vsr" if rng.random() < 0.5 else "tally", "pretrain", ELSEWHERE + index
+            )
+            example = one_shot(other, _frame_of(other.scene.image, renderer))
+        frame = _frame_of(image, renderer)
+        return image, shape_lessons(scene, rng, frame=frame, example=example)
     chart = item("pretrain", index, max_pixels=renderer.settings.max_pixels)
     image = chart.drawing.image
-    return image, lessons(chart, rng, frame=renderer.frame(ImageRef("chart", *image.size)))
+    return image, lessons(chart, rng, frame=_frame_of(image, renderer))
+
+
+def _frame_of(image: Image.Image, renderer: Qwen2VLRenderer) -> Frame:
+    return renderer.frame(ImageRef("picture", *image.size))
 
 
 class LessonData(Dataset[Packed]):
@@ -238,7 +257,8 @@ def _begun(recipe: Recipe, settings: Qwen2VLSettings) -> tuple[Qwen2VLRenderer, 
     folder = model_folder(recipe.pretrain.start)
     before = Tokenizer.from_file(str(folder / "tokenizer.json"))
     renderer = Qwen2VLRenderer(with_pieces(before, SCENE_PIECES), settings)
-    return renderer, grown(load_model(folder), before, renderer.tokenizer).train()
+    model = grown(load_model(folder), before, renderer.tokenizer, seed=recipe.seed)
+    return renderer, model.train()
 
 
 def _step(

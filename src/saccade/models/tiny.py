@@ -19,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.utils.logging import disable_progress_bar
@@ -78,6 +79,10 @@ INTERLEAVED = (1, 2, 2, 1, 2, 2, 1, 2, 3)
 lowest ones alone: 8 columns would turn a query by 0.03 rad, too little for a model of this size to
 tell where a thing stands."""
 PERIODS = (2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+FRESH = 0.1
+"""Standard deviation of new rows: their norm is then that of rows that were trained."""
+ALIKE = 0.95
+"""Cosine above which rows were pushed the same way."""
 SETTINGS = Qwen2VLSettings(min_pixels=2 * 28 * 28, max_pixels=16 * 28 * 28)
 
 
@@ -124,20 +129,35 @@ def with_pieces(tokenizer: Tokenizer, pieces: Sequence[str]) -> Tokenizer:
 
 
 def grown(
-    model: Qwen2VLForConditionalGeneration, before: Tokenizer, after: Tokenizer
+    model: Qwen2VLForConditionalGeneration, before: Tokenizer, after: Tokenizer, *, seed: int
 ) -> Qwen2VLForConditionalGeneration:
-    """The model with rows for the tokens that it did not know: each starts as the mean of what it
-    read in their place.
+    """The model with new rows for the tokens that it did not know, and for those that it knew and
+    was never shown.
+
+    What is never shown is only ever pushed away from what is right, each such row in the same
+    direction: at the end of the first base the names of eight colours had a cosine of 0.999. No
+    training told them apart again within 1,500 steps.
     """
     size = after.get_vocab_size(with_added_tokens=True)
     old = before.get_vocab_size(with_added_tokens=True)
     model.resize_token_embeddings(size + (-size) % 16, mean_resizing=False)
     table = model.get_input_embeddings().weight
     with torch.no_grad():
-        for new in range(old, size):
-            text = after.decode([new], skip_special_tokens=False)
-            table[new] = table[before.encode(text).ids].mean(dim=0)
+        new = torch.ones(len(table), dtype=torch.bool)
+        new[:old] = _pushed_alike(table[:old])
+        fresh = torch.randn(
+            len(table), table.shape[1], generator=torch.Generator().manual_seed(seed)
+        )
+        table[new] = FRESH * fresh[new]
     return model
+
+
+def _pushed_alike(rows: torch.Tensor) -> torch.Tensor:
+    """Which rows have the direction of the median row, as those of tokens that were never shown
+    have; none where that is not one direction.
+    """
+    middle = rows.median(dim=0).values
+    return F.cosine_similarity(rows, middle[None], dim=1) > ALIKE
 
 
 def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:

@@ -82,15 +82,21 @@ def one_shot(scene: SceneItem, frame: Frame) -> str:
     return f"{scene.question} {whole(think, rethink, scene.answer)}"
 
 
-def shape_lessons(scene: SceneItem, rng: np.random.Generator, *, frame: Frame) -> list[Lesson]:
-    """Five lessons on one scene, drawn from all topics."""
+def shape_lessons(
+    scene: SceneItem, rng: np.random.Generator, *, frame: Frame, example: str = ""
+) -> list[Lesson]:
+    """Five lessons on one scene, drawn from all topics; its question stands behind the example,
+    where there is one.
+    """
     teacher = _Teacher(scene, rng, frame)
     first = teacher.caption() if rng.random() < 0.4 else teacher.point_at_some()
     second = teacher.point_at_one() if rng.random() < 0.75 else teacher.name()
     third = teacher.point_at_all_of_a_kind() if rng.random() < 0.5 else teacher.point_at_some()
     manner = rng.random()
     asked = (
-        teacher.plain_answer()
+        teacher.behind_an_example(example)
+        if example
+        else teacher.plain_answer()
         if manner < 0.6
         else teacher.thought_in_words()
         if manner < 0.75
@@ -174,6 +180,14 @@ class _Teacher:
         else:
             said = whole(words, rethink, answer)
         return Exchange("question", (f"{self.scene.question} {WITH_BOXES}",), said)
+
+    def behind_an_example(self, example: str) -> Exchange:
+        """In the manner of the example, or, in two of five, with the answer alone."""
+        think, rethink = chain(self.scene, self.frame)
+        said = self.scene.answer
+        if self.rng.random() < 0.6:
+            said = whole(think, rethink, said)
+        return Exchange("question", (f"{example}\n{self.scene.question}",), said)
 
     def from_text(self) -> Exchange:
         """How two things lie that are told with their boxes, or how many are told."""
