@@ -20,7 +20,7 @@ from saccade.cli import recipe_path
 from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.image_store import ImageStore
-from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
+from saccade.models.forward import hidden_states, sampling_logprobs, token_logits
 from saccade.recipe_files import load_recipe
 from saccade.rollout import Setup, rollout
 from saccade.tokens import batch, episode_tree, flatten

@@ -5,7 +5,7 @@ import torch
 
 from saccade.models import chosen
 from saccade.models.chosen import chosen_logprobs
-from saccade.models.qwen2vl import sampling_logprobs
+from saccade.models.forward import sampling_logprobs
 
 N, D, V = 70, 24, 331
 

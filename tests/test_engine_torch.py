@@ -22,14 +22,9 @@ from saccade.errors import EngineError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import root_view
-from saccade.models.qwen2vl import (
-    encode_images,
-    hidden_states,
-    sampling_logprobs,
-    token_logits,
-    with_linear_patches,
-)
+from saccade.models.forward import encode_images, hidden_states, sampling_logprobs, token_logits
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
+from saccade.models.vision import with_linear_patches
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.tokens import Tree, batch, flatten
 from saccade.types import ImageShown, Message, Segment, Text

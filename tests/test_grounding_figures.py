@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -175,3 +176,44 @@ def test_every_figure_has_its_interval() -> None:
     pair = paired(rows, rows, metric="mean_iou", bootstrap=50)
     assert pair.difference is not None
     assert pair.difference.estimate == 0.0
+
+
+def named_episode(*told: tuple[str, Box]) -> Episode:
+    """Evidence is a red star and two blue squares."""
+    names = ("red star", "blue square", "blue square")
+    places = (*TWO, Box(400, 300, 500, 400))
+    golds = tuple(Evidence(IMAGE, b, n) for b, n in zip(places, names, strict=True))
+    boxes = ", ".join(f"{phrase} {written(box)[0]}" for phrase, box in told)
+    made = episode([boxes])
+    return replace(made, sample=replace(made.sample, evidence=golds))
+
+
+def agreement(*told: tuple[str, Box]) -> tuple[float | None, float | None]:
+    found = grounding_of(named_episode(*told), frame=resized)
+    return found.agreement, found.agreement_random
+
+
+def test_boxes_agree_where_they_lie_on_what_their_phrase_names() -> None:
+    star, square = TWO
+    assert agreement(("the red star", star), ("blue square", square))[0] == 1.0
+    assert agreement(("red star", square), ("blue square", star))[0] == 0.0
+    assert agreement(("red star", star), ("blue square", star.moved(150, 0)))[0] == 0.5
+
+
+def test_what_is_only_numbered_has_the_last_name() -> None:
+    told = (("blue square 1", TWO[1]), ("2", Box(400, 300, 500, 400)))
+    assert agreement(*told)[0] == 1.0
+
+
+def test_boxes_of_other_things_neither_agree_nor_disagree() -> None:
+    assert agreement(("green heart", TWO[0])) == (None, None)
+    assert agreement(("green heart", TWO[1]), ("red star", TWO[0]))[0] == 1.0
+
+
+def test_random_boxes_of_the_same_sizes_agree_by_chance_alone() -> None:
+    small = agreement(("red star", TWO[0]), ("blue square", TWO[1]))[1]
+    whole = agreement(("red star", Box(0, 0, 560, 440)))[1]
+    assert small is not None
+    assert small < 0.2
+    assert whole == 0.0  # IoU with so large a box is never half
+    assert agreement(("red star", TWO[0])) == agreement(("red star", TWO[0]))

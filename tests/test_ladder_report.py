@@ -704,3 +704,117 @@ def test_a_folder_without_a_ladder_is_refused_and_not_made(tmp_path: Path) -> No
 
 def test_the_page_shows_the_mixtures_that_are_computed() -> None:
     assert tuple(f"{share:g}" for share in statistics.LOOK_SHARES) == tables.LOOK_SHARES
+
+
+# --- ladders of other strata, with claims of their own --------------------------------------------
+
+
+def _grounded() -> dict[str, Any]:
+    """A small `ladder.json` of boxes in thoughts, with claims."""
+
+    def figures(accuracy: float, f1: float, invalid: float) -> dict[str, Any]:
+        return {
+            "seeds": 1,
+            "samples": {"all": 8, "relations": 4, "counts": 4},
+            "by_stratum": {
+                "accuracy": {s: _around(accuracy) for s in ("relations", "counts", "all")},
+                "f1": {s: _around(f1) for s in ("relations", "counts", "all")},
+                "calls": {"all": _around(0.0)},
+                "boxes": {"all": [2.5, 2.4, 2.6]},
+                "invalid": {"all": _around(invalid, 0.001)},
+            },
+        }
+
+    def pair(b: str, metric: str, counts: list[float]) -> dict[str, Any]:
+        of = {"relations": _around(0.2), "counts": counts, "all": _around(0.15)}
+        return {"a": "ours", "b": b, "metric": metric, "by_stratum": of}
+
+    claims = [
+        {"arm": None, "above": ["direct"], "metric": "accuracy", "strata": ["relations", "counts"]},
+        {"arm": None, "above": ["direct"], "metric": "f1", "strata": ["counts"]},
+        {"arm": "ours", "above": [], "metric": "invalid", "strata": ["all"]},
+    ]
+    bounds = ({"more_than": 0.0}, {"at_least": 0.04}, {"less_than": 0.01})
+    arms = {
+        name: {"stage": "eval", "settings": {}, "seeds": [0], "training": []}
+        for name in ("direct", "ours")
+    }
+    return {
+        "tested": "ours",
+        "reference": "direct",
+        "claims": [c | b for c, b in zip(claims, bounds, strict=True)],
+        "arms": arms,
+        "splits": {
+            "test": {
+                "arms": {"direct": figures(0.5, 0.0, 0.0), "ours": figures(0.8, 0.7, 0.005)},
+                "pairs": [
+                    pair("direct", "accuracy", [0.01, -0.02, 0.04]),
+                    pair("direct", "f1", [0.06, 0.04, 0.08]),
+                ],
+            }
+        },
+    }
+
+
+def test_the_claims_of_a_recipe_are_told_for_each_arm_and_stratum() -> None:
+    found = [(s.claim, s.verdict) for s in statements(_grounded(), "test")]
+    assert found == [
+        ("accuracy of ours above direct, on relations: more than 0 points", "met"),
+        (
+            "accuracy of ours above direct, on counts: more than 0 points",
+            "met by the estimate alone",
+        ),
+        ("f1 of ours above direct, on counts: at least 4 points", "met"),
+        ("invalid of ours, on all: less than 1 %", "met"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "verdict"),
+    [
+        (("arms", "ours", "by_stratum", "invalid", "all"), [0.02, 0.015, 0.03], "missed"),
+        (("arms", "ours", "by_stratum", "invalid", "all"), [0.009, 0.001, 0.01], "estimate"),
+        (("arms", "ours", "by_stratum", "invalid", "all"), None, "not known"),
+        (("pairs", 1, "by_stratum", "counts"), [0.039, 0.03, 0.05], "missed"),
+        (("pairs", 1, "by_stratum", "counts"), "Only one chart has this figure.", "not known"),
+        (("pairs", 1, "metric"), "mean_iou", "not known"),
+    ],
+)
+def test_a_claim_without_its_figure_is_not_known_and_one_beyond_its_bound_is_missed(
+    where: tuple[Any, ...], value: Any, verdict: str
+) -> None:
+    results = _grounded()
+    *above, last = where
+    place: Any = results["splits"]["test"]
+    for key in above:
+        place = place[key]
+    place[last] = value
+    told = statements(results, "test")[3 if where[0] == "arms" else 2]
+    assert verdict in told.verdict
+
+
+def test_a_ladder_without_claims_and_without_looks_claims_nothing() -> None:
+    assert statements(_grounded() | {"claims": []}, "test") == ()
+
+
+def test_other_strata_are_told_as_they_are_named_and_boxes_beside_them(tmp_path: Path) -> None:
+    results = _grounded()
+    told = tables.split_tables(results, "test", link="a")
+    assert told.reached.heads[2:5] == ("counts (4)", "relations (4)", "all (8)")
+    assert told.conduct.heads[0] == "calls"
+    assert told.mixtures.rows == ()
+    assert [row.name for row in told.boxes.rows] == ["direct", "ours"]
+    assert told.boxes.heads[:3] == ("F1, counts", "F1, relations", "F1, all")
+    ours = dict(zip(told.boxes.heads, told.boxes.rows[1].cells, strict=True))
+    assert (ours["F1, counts"].text, ours["invalid"].text, ours["boxes"].text) == (
+        "70.0",
+        "0.5",
+        "2.50",
+    )
+    assert ours["mean IoU"].text == ""
+    [pair] = told.boxes_pairs.rows
+    assert (pair.name, pair.cells[0].text) == ("ours − direct", "+6.0")
+    printed = _printed(results)
+    assert "relations" in printed
+    assert "F1, counts" in printed
+    assert "look" not in printed

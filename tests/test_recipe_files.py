@@ -64,7 +64,10 @@ def test_overrides_hold_lists_nulls_and_options_of_a_task() -> None:
         ("maximagetokens=4", "Unknown key maximagetokens. Did you mean max_image_tokens?"),
         ("evl.items=4", "Unknown key evl. Did you mean eval?"),
         ("seed.x=4", "Unknown key seed.x. Did you mean seed?"),
-        ("task.kinds=4", "Unknown key task.kinds. Section task has name, path, options."),
+        (
+            "task.kinds=4",
+            "Unknown key task.kinds. Section task has name, path, options, train_items.",
+        ),
     ],
 )
 def test_an_unknown_key_names_the_likely_one(override: str, sentence: str) -> None:

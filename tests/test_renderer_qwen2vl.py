@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import PatchEmbed
 
-from saccade.models.qwen2vl import LinearPatchEmbed
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
+from saccade.models.vision import LinearPatchEmbed
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.types import ImageRef, ImageShown, Message, Segment, Text
 

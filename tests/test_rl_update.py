@@ -19,13 +19,9 @@ from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
 from saccade.losses import LossKind, policy_loss
 from saccade.models import trees
-from saccade.models.qwen2vl import (
-    hidden_states,
-    sampling_logprobs,
-    token_logits,
-    with_linear_patches,
-)
+from saccade.models.forward import hidden_states, sampling_logprobs, token_logits
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
+from saccade.models.vision import with_linear_patches
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.tokens import batch, episode_tree, flatten
 from saccade.types import Episode, ImageShown, Message, Part, Sample, Segment, Text

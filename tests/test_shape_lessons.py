@@ -16,8 +16,8 @@ from saccade.config import Recipe
 from saccade.dialects import NOTATIONS
 from saccade.dialects.grounded import Grounded
 from saccade.geometry import Box, Frame, iou
-from saccade.models.qwen2vl import load_model
-from saccade.models.tiny import SCENE_PIECES, SETTINGS, grown, with_pieces
+from saccade.models.forward import load_model
+from saccade.models.tiny import SCENE_PIECES, SETTINGS, grown, open_to_hue, with_pieces
 from saccade.pretrain import lesson_tree, run
 from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
@@ -31,7 +31,7 @@ from saccade.worlds.shape_lessons import (
     shape_lessons,
     whole,
 )
-from saccade.worlds.shapes import SHAPE_COLORS, SceneItem, item
+from saccade.worlds.shapes import SHAPE_COLORS, SceneItem, item, sparse_item
 
 GROUNDED = Grounded()
 INLINE = NOTATIONS["inline"]
@@ -245,3 +245,31 @@ def test_every_scene_has_lessons_whatever_is_drawn(world: str) -> None:
         lessons = shape_lessons(scene, np.random.default_rng(index), frame=frame(scene))
         assert len(lessons) == 5
         assert all(e.answer and e.asked for lesson in lessons for e in lesson)
+
+
+def test_an_eye_that_is_opened_to_hue_sees_gray_as_before_and_colours_stronger() -> None:
+    folder, _ = base()
+    old, new = load_model(folder), load_model(folder)
+    open_to_hue(new)
+    proj, opened = (m.model.visual.patch_embed.proj.weight.flatten(1) for m in (old, new))
+    level = torch.rand(4, 1, proj.shape[1] // 3)
+    gray = level.expand(4, 3, -1).flatten(1)
+    with torch.no_grad():
+        assert torch.allclose(gray @ proj.T, gray @ opened.T, atol=1e-4)
+        hued = gray + torch.randn(4, 3, 1).repeat(1, 1, level.shape[-1]).flatten(1)
+        gain = ((hued - gray) @ opened.T).norm() / ((hued - gray) @ proj.T).norm()
+    assert gain > 2
+
+
+def test_scenes_to_begin_with_have_few_large_things() -> None:
+    scenes = [sparse_item("pretrain", index) for index in range(60)]
+    counts = [len(s.scene.things) for s in scenes]
+    assert counts.count(1) > 20
+    assert max(counts) <= 4
+    for scene in scenes:
+        assert scene.answer == str(len(scene.evidence))
+        assert set(scene.evidence) <= set(scene.scene.things)
+        assert len({t.name for t in scene.evidence}) <= 1
+        if len(scene.scene.things) == 1:
+            [thing] = scene.scene.things
+            assert max(thing.box.width, thing.box.height) > 0.2 * scene.scene.image.width

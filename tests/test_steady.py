@@ -86,3 +86,18 @@ def test_a_product_of_few_rows_is_that_of_many_to_the_bit(shape: tuple[int, int]
     many = rows @ weight
     for count in (1, 2, 5, LEAST_ROWS - 1, LEAST_ROWS, 17, 100):
         assert torch.equal((filled(rows[:count]) @ weight)[:count], many[:count])
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="measured with MKL")
+@pytest.mark.parametrize("columns", [193, 200, 384, 400, 700])
+@pytest.mark.parametrize("hidden", [1, 3, 50])
+def test_hidden_columns_before_a_long_context_change_no_bit(columns: int, hidden: int) -> None:
+    torch.manual_seed(columns)
+    query = 2 * torch.randn(ROWS, 1, 2 * SHARED, SIZE)
+    key, value = torch.randn(2, ROWS, SHARED, columns, SIZE)
+    seen = mask(ROWS, 1, columns, hidden)
+    together = attended(query, key, value, seen, scaling=0.25)
+    alone = attended(
+        query[:1], key[:1, :, hidden:], value[:1, :, hidden:], seen[:1, ..., hidden:], scaling=0.25
+    )
+    assert torch.equal(alone[0], together[0])

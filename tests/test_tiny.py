@@ -13,14 +13,12 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLForC
 
 from saccade.errors import RecipeError
 from saccade.images import root_view
-from saccade.models.qwen2vl import (
-    LinearPatchEmbed,
+from saccade.models.forward import (
     encode_images,
     hidden_states,
     load_model,
     sampling_logprobs,
     token_logits,
-    with_linear_patches,
 )
 from saccade.models.tiny import (
     CALL_PIECES,
@@ -31,6 +29,7 @@ from saccade.models.tiny import (
     number_ids,
     save,
 )
+from saccade.models.vision import LinearPatchEmbed, with_linear_patches
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.tokens import Batch, Tree, batch, flatten
 from saccade.types import ImageShown, Message, Text

@@ -26,13 +26,14 @@ from saccade.engines.torch import TorchEngine
 from saccade.errors import DataError, RecipeError
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
-from saccade.models.qwen2vl import encode_images, load_model
+from saccade.models.forward import encode_images, load_model
 from saccade.recipe_files import Stage, recipe_hash
-from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.renderers import Renderer, renderer_for
 from saccade.rewards import Rubric
 from saccade.rollout import Limits, Setup
 from saccade.run_folder import RunFolder
 from saccade.tasks import Task, task_named
+from saccade.tasks.few import Few
 from saccade.tools.toolbox import ToolBox
 from saccade.toolserver.serving import Served, served
 from saccade.types import ImageRef
@@ -64,7 +65,7 @@ class Policy:
     """A model and the renderer that speaks to it."""
 
     model: nn.Module
-    renderer: Qwen2VLRenderer
+    renderer: Renderer
 
 
 def model_folder(name: str) -> Path:
@@ -189,7 +190,7 @@ def load_policy(recipe: Recipe, *, model: str | None = None) -> Policy:
     if recipe.api is not None:
         raise RecipeError("A model behind an endpoint can't be loaded or trained; remove api.")
     folder = model_folder(model or recipe.model)
-    renderer = Qwen2VLRenderer.from_pretrained(
+    renderer = renderer_for(
         folder,
         min_image_tokens=recipe.min_image_tokens,
         max_image_tokens=recipe.max_image_tokens,
@@ -212,7 +213,10 @@ def task_of(recipe: Recipe) -> Task:
         options["path"] = recipe.task.path
     if recipe.task.name == "charts":
         options.setdefault("max_image_tokens", recipe.max_image_tokens)
-    return task_named(recipe.task.name, options)
+    task = task_named(recipe.task.name, options)
+    if recipe.task.train_items is None:
+        return task
+    return Few(task, items=recipe.task.train_items, seed=recipe.seed)
 
 
 def _served(recipe: Recipe) -> Served:

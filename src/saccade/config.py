@@ -71,6 +71,10 @@ class TaskConfig(Section):
     """JSONL file of the task `files`."""
     options: dict[str, JsonValue] = {}
     """Arguments of the task by name; the task refuses those that it does not know."""
+    train_items: Positive | None = None
+    """Items of split `train` that training reads, round after round, others at each seed; null:
+    all.
+    """
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> TaskConfig:
@@ -385,13 +389,47 @@ class ArmConfig(Section):
     were made elsewhere."""
     start: str | None = None
     """The arm whose model it starts from, at the same seed; null: the recipe's model."""
-    data: Literal["demonstrations", "answers", "kept"] | None = None
+    data: (
+        Literal["demonstrations", "answers", "kept", "chains", "self-made", "self-made-blank"]
+        | None
+    ) = None
     """What `sft` learns from: the recipe's demonstrations, the right answers to the questions that
-    `rl` sees, or right rollouts of `start` on these questions."""
+    `rl` sees, right rollouts of `start` on these questions, or chains with the right boxes for
+    them; `self-made`: what follows from the boxes that `start` points at in other questions;
+    `self-made-blank`: the same with dots for the boxes, as many as their tokens."""
     set: dict[str, JsonValue] = {}
     """Keys of the recipe with their values in this arm, like `rollout.observation: text`."""
     episodes: Path | None = None
     """JSONL file of episodes, for `score`; `{split}` stands for the split."""
+
+
+class ClaimConfig(Section):
+    """One thing that a ladder must show of an arm: that it is above others, or within bounds."""
+
+    arm: str | None = None
+    """The arm that is spoken of; null: the tested one."""
+    above: tuple[str, ...] = ()
+    """Arms that it is compared with, each by itself; none: its own figure is compared."""
+    metric: Literal[
+        "accuracy", "lenient", "f1", "mean_iou", "acc_at_0_5", "invalid", "redundant"
+    ] = "accuracy"
+    """Figure of an answer."""
+    strata: tuple[str, ...] = ("all",)
+    """Of the items, each by itself."""
+    more_than: float | None = None
+    """All of the 95% interval of the difference, or of the figure, is above this; 0.01 is a
+    point."""
+    at_least: float | None = None
+    """The same, and the bound itself is enough."""
+    less_than: float | None = None
+    """All of the interval is below this."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> ClaimConfig:
+        bounds = (self.more_than, self.at_least, self.less_than)
+        if sum(bound is not None for bound in bounds) != 1:
+            raise ValueError("a claim needs just one of more_than, at_least and less_than")
+        return self
 
 
 class LadderConfig(Section):
@@ -407,6 +445,11 @@ class LadderConfig(Section):
     """The arm that gain and harm are counted against."""
     steps: tuple[tuple[str, str], ...] = ()
     """Further pairs of arms whose difference is told, as [above, below]."""
+    claims: tuple[ClaimConfig, ...] = ()
+    """What the ladder must show; empty: what a ladder of `easy` and `look` must."""
+    self_made: Positive = 2000
+    """Questions that self-made demonstrations are asked of, and as many others for an arm that
+    starts from one that had them."""
     seeds: tuple[Whole, ...] = (0, 1, 2)
     """Each decides which demonstrations are drawn, their order and all rollouts."""
     splits: tuple[str, ...] = ("test",)
@@ -445,7 +488,9 @@ class LadderConfig(Section):
                     f"ladder.{key} must be one of {', '.join(known)}, got {getattr(self, key)}"
                 )
         compared = [name for pair in self.steps for name in pair]
-        for key, names in (("only", self.only), ("steps", compared)):
+        claimed = [n for c in self.claims for n in (c.arm, *c.above) if n is not None]
+        told = (("only", self.only), ("steps", compared), ("claims", claimed))
+        for key, names in told:
             for other in names:
                 if other not in known:
                     raise ValueError(

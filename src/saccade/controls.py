@@ -18,7 +18,8 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from saccade.dialects.notations import Notation
-from saccade.geometry import Box, Frame
+from saccade.geometry import Frame
+from saccade.grounding_figures import elsewhere
 from saccade.image_store import ImageStore
 from saccade.types import Episode, ImageRef, Sample
 
@@ -153,16 +154,10 @@ def _masked(
     for image in episode.sample.images:
         boxes = [b.box for b in named if b.image == image]
         if control == "random-masked":
-            boxes = [_elsewhere(b, image, rng) for b in boxes]
+            boxes = [elsewhere(b, image, rng) for b in boxes]
         is_rest = control == "rest-masked"
         if not boxes and not is_rest:
             images.append(image)
             continue
         images.append(store.add(store.view(image).masked(boxes, outside=is_rest)))
     return Counterfactual(replace(episode.sample, images=tuple(images)), "")
-
-
-def _elsewhere(box: Box, image: ImageRef, rng: np.random.Generator) -> Box:
-    x = float(rng.uniform(0, image.width - box.width)) if box.width < image.width else 0.0
-    y = float(rng.uniform(0, image.height - box.height)) if box.height < image.height else 0.0
-    return Box(x, y, x + box.width, y + box.height)

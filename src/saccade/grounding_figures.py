@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from pydantic import ConfigDict
 
 from saccade.geometry import Box, Frame, iou
 from saccade.rewards.boxes import matched_f1, treebench_miou, union_mask_iou
 from saccade.rewards.grounded import boxes_of
-from saccade.types import Episode, ImageRef
+from saccade.types import BoxNamed, Episode, Evidence, ImageRef
 
-__all__ = ["Grounding", "grounding_of", "mean_matched_iou"]
+__all__ = ["Grounding", "elsewhere", "grounding_of", "mean_matched_iou"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,13 @@ class Grounding:
     """Of the union of boxes with the union of the evidence (GRIT's GIoU)."""
     union_iou_unscaled: float | None
     """The same with numbers of the model's frame taken for pixels: the published frame error."""
+    agreement: float | None = None
+    """Of the good boxes whose phrase names evidence: the share that lies on what is named, with IoU
+    0.5; None without such boxes. GRIT asks a closed model whether text and boxes agree; here the
+    evidence says it.
+    """
+    agreement_random: float | None = None
+    """The same for boxes of these sizes anywhere in the picture: what agreement is held against."""
 
 
 def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Grounding:
@@ -76,7 +84,65 @@ def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Gro
         recall_iou=_over(on, golds, looks, treebench_miou),
         union_iou=_over(on, golds, looks, union_mask_iou),
         union_iou_unscaled=_over(on, golds, unscaled, union_mask_iou),
+        **_agreement(episode, found.good),
     )
+
+
+RANDOM_DRAWS = 16
+"""Places where each box is put, to see how often it would agree by chance."""
+AGREES = 0.5
+"""IoU."""
+
+
+def _agreement(episode: Episode, good: Sequence[BoxNamed]) -> dict[str, float | None]:
+    golds: dict[str, list[Evidence]] = {}
+    for item in episode.sample.evidence:
+        if item.phrase:
+            golds.setdefault(item.phrase, []).append(item)
+    pairs = [
+        (box, name)
+        for box, said in zip(good, _names_told(good), strict=True)
+        for name in golds
+        if f" {name} " in f" {said} "
+    ]
+    if not pairs:
+        return {"agreement": None, "agreement_random": None}
+    rng = np.random.default_rng([*episode.sample.id.encode(), 19])
+
+    def agrees(named: BoxNamed, box: Box, name: str) -> bool:
+        return any(
+            gold.image == named.image and iou(gold.box, box) >= AGREES for gold in golds[name]
+        )
+
+    true = [agrees(named, named.box, name) for named, name in pairs]
+    chance = [
+        agrees(named, elsewhere(named.box, named.image, rng), name)
+        for named, name in pairs
+        for _ in range(RANDOM_DRAWS)
+    ]
+    return {
+        "agreement": sum(true) / len(true),
+        "agreement_random": sum(chance) / len(chance),
+    }
+
+
+def _names_told(good: Sequence[BoxNamed]) -> list[str]:
+    """What each box is said to be: numbers that count are no part of the name, and what is only a
+    number goes on with the last name.
+    """
+    told, last = [], ""
+    for box in good:
+        words = [w for w in box.phrase.split() if not w.isdigit()]
+        last = " ".join(words) or last
+        told.append(last)
+    return told
+
+
+def elsewhere(box: Box, image: ImageRef, rng: np.random.Generator) -> Box:
+    """A box of this size anywhere in the picture."""
+    x = float(rng.uniform(0, image.width - box.width)) if box.width < image.width else 0.0
+    y = float(rng.uniform(0, image.height - box.height)) if box.height < image.height else 0.0
+    return Box(x, y, x + box.width, y + box.height)
 
 
 def _over(
@@ -110,7 +176,6 @@ def mean_matched_iou(targets: Sequence[Box], predictions: Sequence[Box]) -> floa
         return None
     if not predictions:
         return 0.0
-    import numpy as np
     from scipy.optimize import linear_sum_assignment
 
     table = np.array([[iou(t, p) for p in predictions] for t in targets])

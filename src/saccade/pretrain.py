@@ -29,12 +29,7 @@ from saccade.geometry import Frame
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.chosen import chosen_logprobs
-from saccade.models.qwen2vl import (
-    encode_images,
-    load_model,
-    predicting_states,
-    with_linear_patches,
-)
+from saccade.models.forward import encode_images, load_model, predicting_states
 from saccade.models.tiny import (
     SCENE_PIECES,
     SETTINGS,
@@ -42,9 +37,11 @@ from saccade.models.tiny import (
     build_tokenizer,
     grown,
     number_ids,
+    open_to_hue,
     save,
     with_pieces,
 )
+from saccade.models.vision import with_linear_patches
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer, Qwen2VLSettings
@@ -70,6 +67,10 @@ PATCH_RATE = 0.03
 """Learning rate of the patch embedding over that of the other parameters under AdamW."""
 
 
+SPARSE_FIRST, FIRST, SPARSE = 0.5, 10_000, 0.2
+"""Share of scenes with few, large things, among the first pictures and later: colours and forms are
+learned on these.
+"""
 EXAMPLES = 0.08
 """Share of scenes whose question stands behind a worked example of another scene."""
 
@@ -132,7 +133,11 @@ def _taught(
     """The picture and what is taught about it."""
     rng = np.random.default_rng([seed, index, 7])
     if scenes and np.random.default_rng([seed, index, 11]).random() < scenes:
-        scene = shapes.item("vsr" if index % 2 else "tally", "pretrain", index)
+        scene = (
+            shapes.sparse_item("pretrain", index)
+            if rng.random() < (SPARSE_FIRST if index < FIRST else SPARSE)
+            else shapes.item("vsr" if index % 2 else "tally", "pretrain", index)
+        )
         image = scene.scene.image
         example = ""
         if rng.random() < EXAMPLES:
@@ -258,6 +263,7 @@ def _begun(recipe: Recipe, settings: Qwen2VLSettings) -> tuple[Qwen2VLRenderer, 
     before = Tokenizer.from_file(str(folder / "tokenizer.json"))
     renderer = Qwen2VLRenderer(with_pieces(before, SCENE_PIECES), settings)
     model = grown(load_model(folder), before, renderer.tokenizer, seed=recipe.seed)
+    open_to_hue(model)
     return renderer, model.train()
 
 

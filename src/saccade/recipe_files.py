@@ -111,6 +111,7 @@ _ADDED: dict[str, Any] = {
     "rollout.request": "",
     "rollout.example": "",
     "eval.control": None,
+    "task.train_items": None,
     "rl.gate": None,
     "rl.judge": None,
     "pretrain.start": None,

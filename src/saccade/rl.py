@@ -46,7 +46,7 @@ from saccade.losses import (
     policy_loss,
 )
 from saccade.models.chosen import Chosen, chosen_logprobs
-from saccade.models.qwen2vl import attention_over, predicting_states
+from saccade.models.forward import attention_over, predicting_states
 from saccade.models.tiny import save
 from saccade.models.trees import TreeAttention
 from saccade.observing import partners_among

@@ -34,7 +34,7 @@ from saccade.image_store import ImageStore
 from saccade.losses import clip_gradients
 from saccade.models.checkpoint import load_state
 from saccade.models.chosen import chosen_logprobs
-from saccade.models.qwen2vl import predicting_states
+from saccade.models.forward import predicting_states, vision_parts
 from saccade.models.tiny import save
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
@@ -133,7 +133,8 @@ def trainable(model: nn.Module, *, freeze_vision: bool) -> list[nn.Parameter]:
     """The parameters to train; a frozen vision tower stops asking for gradients."""
     model.requires_grad_(True)
     if freeze_vision:
-        model.model.visual.requires_grad_(False)
+        for part in vision_parts(model):
+            part.requires_grad_(False)
     return [p for p in model.parameters() if p.requires_grad]
 
 

@@ -23,7 +23,7 @@ from saccade.image_store import ImageStore
 from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.rollout import Setup, rollout
-from saccade.tasks import Task
+from saccade.tasks import Task, source
 from saccade.types import Episode, Sample
 
 __all__ = [
@@ -113,6 +113,7 @@ def _at_its_place(task: Task, name: str, store: ImageStore) -> Sample | None:
     parts = name.rsplit("/", 2)
     if len(parts) != 3 or not parts[2].isdecimal():
         return None
+    task = source(task, name)
     size = _size(task, parts[1])
     if size is not None and int(parts[2]) >= size:
         return None

@@ -25,12 +25,12 @@ from saccade.errors import RecipeError
 from saccade.grounding import boxes_named
 from saccade.image_store import ImageStore
 from saccade.progress import progress
-from saccade.rollout import Failures, rollout
+from saccade.rollout import Failures, Setup, rollout
 from saccade.synth import Demonstration
 from saccade.types import Answer, BoxNamed, Episode, Parsed, Sample
 from saccade.worlds.shapes import CLEAR, directions
 
-__all__ = ["Made", "asked_where", "chain_of", "self_made"]
+__all__ = ["Made", "asked_where", "chain_of", "notation_of", "pointing_setup", "self_made"]
 
 CHUNK = 64
 """Samples whose pictures are in memory together."""
@@ -43,28 +43,25 @@ class Made(NamedTuple):
     demonstrations: tuple[Demonstration, ...]
     asked: int
     """Samples that the model was asked about."""
+    written: int
+    """Tokens that it wrote."""
 
 
-def self_made(recipe: Recipe, *, split: str, start: int, count: int) -> Made:
-    """Demonstrations from `count` samples of the recipe's task, at most one of each."""
-    return asyncio.run(_self_made(recipe, split, start, count))
+def self_made(recipe: Recipe, *, split: str, start: int, count: int, blank: bool = False) -> Made:
+    """Demonstrations from `count` samples of the recipe's task, at most one of each. `blank`: with
+    dots in the place of each box, as many as it has tokens, so that a chain says where nothing is
+    and is as long as with boxes.
+    """
+    return asyncio.run(_self_made(recipe, split, start, count, blank))
 
 
-async def _self_made(recipe: Recipe, split: str, start: int, count: int) -> Made:
+async def _self_made(recipe: Recipe, split: str, start: int, count: int, blank: bool) -> Made:
     task, store = task_of(recipe), ImageStore()
-    setup = replace(
-        answering(recipe, store=store),
-        dialect=dialect("plain"),
-        toolbox=None,
-        request="",
-        example="",
-        failures=Failures(),
-    )
-    notation = setup.boxes_as
-    if notation is None:
-        raise RecipeError("Say how the model writes boxes: notation.")
+    setup = pointing_setup(recipe, store)
+    notation = notation_of(setup)
     writes = Grounded("silent", notation)
     found: list[Demonstration] = []
+    written = 0
     with progress("self-made demonstrations", total=count) as bar:
         for at in range(start, start + count, CHUNK):
             wanted = min(CHUNK, start + count - at)
@@ -76,16 +73,47 @@ async def _self_made(recipe: Recipe, split: str, start: int, count: int) -> Made
                 seed=recipe.seed,
                 concurrency=recipe.rollout.concurrency,
             )
+            written += sum(e.completion_tokens for e in episodes)
             for sample, episode in zip(samples, episodes, strict=True):
                 named = _pointed(episode, notation, setup.frame_of)
                 chain = chain_of(sample, named, episode.answer or "", notation)
                 if chain is None:
                     continue
+                if blank:
+                    chain = replace(chain, thought=_dotted(chain.thought, notation, setup))
                 with suppress(ValueError):  # it wrote tags where a thing was to be named
                     found.append(Demonstration(sample.id, (writes.render(chain),), "self-made"))
             store.forget(i for s in samples for i in s.images)
             bar.advance(f"kept {len(found)}", by=wanted)
-    return Made(tuple(found), count)
+    return Made(tuple(found), count, written)
+
+
+def pointing_setup(recipe: Recipe, store: ImageStore) -> Setup:
+    """Asks the recipe's model as it was before it learned any form."""
+    return replace(
+        answering(recipe, store=store),
+        dialect=dialect("plain"),
+        toolbox=None,
+        request="",
+        example="",
+        failures=Failures(),
+    )
+
+
+def notation_of(setup: Setup) -> Notation:
+    if setup.boxes_as is None:
+        raise RecipeError("Say how the model writes boxes: notation.")
+    return setup.boxes_as
+
+
+def _dotted(thought: str, notation: Notation, setup: Setup) -> str:
+    """The thought with dots for boxes, one for each of their tokens."""
+    assert setup.renderer is not None
+    for box in reversed(notation.find(thought)):
+        tokens = len(setup.renderer.begun(thought[box.start : box.stop]).ids)
+        dots = notation.bare(box) + " ".join("." * tokens)
+        thought = thought[: box.start] + dots + thought[box.stop :]
+    return thought
 
 
 def asked_where(sample: Sample) -> str:

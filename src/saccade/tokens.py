@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.renderers import Renderer
 from saccade.types import Episode, ImageRef, Segment
 
 __all__ = [
@@ -167,7 +167,7 @@ def episode_tree(episodes: Sequence[Episode]) -> Tree:
     return Tree((trunk,), tuple(e.segments[1:] for e in episodes))
 
 
-def tokenize(episode: Episode, renderer: Qwen2VLRenderer) -> Episode:
+def tokenize(episode: Episode, renderer: Renderer) -> Episode:
     """The episode with segments made from its messages, the model's turns as demonstrations.
 
     For episodes that no engine with ids made (an oracle, an API, a reviewer): trained by SFT,
@@ -184,7 +184,7 @@ def tokenize(episode: Episode, renderer: Qwen2VLRenderer) -> Episode:
     return replace(episode, segments=tuple(segments))
 
 
-def flatten(tree: Tree, renderer: Qwen2VLRenderer) -> Flat:
+def flatten(tree: Tree, renderer: Renderer) -> Flat:
     """The arrays of one tree."""
     ids: list[int] = []
     positions: list[np.ndarray] = []

@@ -28,8 +28,8 @@ from saccade.engines.torch import TorchEngine
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
-from saccade.models.qwen2vl import with_linear_patches
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer
+from saccade.models.vision import with_linear_patches
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.types import ImageShown, Message, Segment, Text
 from saccade.worlds import charts

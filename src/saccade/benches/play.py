@@ -27,7 +27,7 @@ from saccade.errors import SaccadeError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
-from saccade.models.qwen2vl import hidden_states, sampling_logprobs, token_logits
+from saccade.models.forward import hidden_states, sampling_logprobs, token_logits
 from saccade.models.tiny import SETTINGS, build_model, build_tokenizer, number_ids, save
 from saccade.progress import progress
 from saccade.renderers.qwen2vl import Qwen2VLRenderer

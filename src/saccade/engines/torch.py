@@ -36,15 +36,15 @@ from saccade.engines.decoding.runs import Plan, Prefix, Run, plan_for
 from saccade.engines.decoding.stats import DecodeStep, EngineStats
 from saccade.errors import EngineError
 from saccade.image_store import ImageStore
-from saccade.models.qwen2vl import sampling_logprobs
-from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.models.forward import sampling_logprobs
+from saccade.renderers import Renderer
 from saccade.types import ImageRef, Turn
 
 __all__ = ["TorchEngine"]
 
 
 class TorchEngine:
-    """A `PolicyEngine` on a transformers Qwen2-VL.
+    """A `PolicyEngine` on a transformers model of any family that has a renderer.
 
     With `barrier` the engine is deterministic: turns are admitted only when nobody runs and every
     live episode waits for one, in the order of their seeds, so that the shapes of batches depend on
@@ -55,7 +55,7 @@ class TorchEngine:
     def __init__(
         self,
         model: nn.Module,
-        renderer: Qwen2VLRenderer,
+        renderer: Renderer,
         *,
         store: ImageStore,
         max_batch: int = 128,

@@ -11,9 +11,10 @@ from typing import Any, Literal
 from saccade.config import LadderConfig
 from saccade.errors import RecipeError
 
-__all__ = ["Arm", "Stage", "arms_of", "with_starts"]
+__all__ = ["Arm", "Data", "Stage", "arms_of", "with_starts"]
 
 Stage = Literal["eval", "sft", "rl", "score"]
+Data = Literal["demonstrations", "answers", "kept", "chains", "self-made", "self-made-blank"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Arm:
     name: str
     stage: Stage
     start: str | None
-    data: Literal["demonstrations", "answers", "kept"]
+    data: Data
     settings: Mapping[str, Any]
     episodes: Path | None
     differs: str

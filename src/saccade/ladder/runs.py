@@ -20,7 +20,7 @@ from typing import Any, get_args
 from saccade.assemble import task_of
 from saccade.config import Recipe
 from saccade.errors import RecipeError
-from saccade.evaluate import SampleRow
+from saccade.evaluate import Metric, SampleRow
 from saccade.ladder.arms import Arm, Stage, arms_of, with_starts
 from saccade.ladder.figures.draws import Resampling
 from saccade.ladder.figures.statistics import (
@@ -236,12 +236,21 @@ def _data_jobs(found: _Ladder, arms: Sequence[Arm], seeds: Sequence[int]) -> lis
     """What writes the data that arms learn from, where that is no file of the recipe's."""
     return [
         found.job(
-            arm.data, arm, seed, run=found.place(arm, seed), model=found.model(arm.start, seed)
+            arm.data,
+            arm,
+            seed,
+            run=found.place(arm, seed),
+            # what points is the model that was taught to, not what came of it
+            model=found.recipe.model if _is_self_made(arm) else found.model(arm.start, seed),
         )
         for arm in arms
         for seed in seeds
         if arm.data != "demonstrations"
     ]
+
+
+def _is_self_made(arm: Arm) -> bool:
+    return arm.data in ("self-made", "self-made-blank")
 
 
 def _validations(found: _Ladder, arm: Arm) -> Iterator[Job]:
@@ -326,6 +335,7 @@ def _results(found: _Ladder) -> dict[str, Any]:
         "scorer": SCORER_VERSION,
         "tested": config.tested,
         "reference": config.reference,
+        "claims": [c.model_dump(mode="json") for c in config.claims],
         "validation_items": config.validation_items,
         "ledger": _ledger(found),
         "arms": told,
@@ -381,7 +391,11 @@ def _split_results(found: _Ladder, split: str) -> dict[str, Any]:
         if asked == split:
             rows[arm.name][job.recipe.seed] = job.rows
     pairs = [(config.tested, name) for name in found.arms if name != config.tested]
-    pairs += [pair for pair in config.steps if pair not in pairs]
+    asked_for = list(config.steps)
+    asked_for += [(c.arm or config.tested, below) for c in config.claims for below in c.above]
+    pairs += [pair for pair in dict.fromkeys(asked_for) if pair not in pairs]
+    metrics: list[Metric] = ["accuracy"]
+    metrics += [c.metric for c in config.claims if c.above]
     some = next(iter(next(iter(rows.values())).values()))
     return {
         "chance": _chance(some),
@@ -391,7 +405,10 @@ def _split_results(found: _Ladder, split: str) -> dict[str, Any]:
             for name, by_seed in rows.items()
         },
         "pairs": [
-            differences(rows[a], rows[b], names=(a, b), resampling=resampling).to_json()
+            differences(
+                rows[a], rows[b], names=(a, b), metric=metric, resampling=resampling
+            ).to_json()
+            for metric in dict.fromkeys(metrics)
             for a, b in pairs
             if a in rows and b in rows
         ],

@@ -27,18 +27,26 @@ from saccade.dialects import dialect
 from saccade.errors import SaccadeError
 from saccade.evaluate import SampleRow
 from saccade.ladder import foreign
-from saccade.ladder.arms import Arm
+from saccade.ladder.arms import Arm, Data
 from saccade.measure import rows_of
 from saccade.progress import progress
 from saccade.run_folder import RunFolder
-from saccade.synth import write_demonstrations
+from saccade.synth import Demonstration, write_demonstrations
+from saccade.synth_chains import self_made
+from saccade.synth_gold import gold_chains
 from saccade.synth_kept import answers_only, kept_rollouts
+from saccade.tasks import BETWEEN_SEEDS
 from saccade.tasks.stored import Stored
 from saccade.types import Outcome
 
 __all__ = ["Action", "Job", "Work", "workers"]
 
-Action = Literal["train", "answers", "kept", "measure", "score"]
+Action = Literal["train", "measure", "score"] | Data
+
+
+APART = 5 * 10**6
+"""Where the questions of self-made demonstrations begin in a seed's stretch: none of them is one
+that `rl` reads."""
 
 
 class Job(NamedTuple):
@@ -166,30 +174,49 @@ def _do(job: Job, top: Path) -> None:
         foreign.score(recipe, task, path, arm=job.arm.name, items=job.items)
     else:
         began = time.monotonic()
-        drawn: dict[str, float] = {}
-        count = recipe.rl.steps * recipe.rl.prompts_per_step
-        if job.action == "answers":
-            found = answers_only(
-                task_of(recipe),
-                split="train",
-                start=0,
-                count=count,
-                seed=recipe.seed,
-                dialect=dialect(recipe.dialect, style=recipe.tool_style),
-            )
-        else:
-            kept = kept_rollouts(
-                recipe,
-                split="train",
-                count=count,
-                rollouts=recipe.ladder.rollouts_kept,
-                most_per_sample=1,
-            )
-            found = list(kept.demonstrations)
-            drawn = {"episodes": kept.tried, "right": kept.right, "written": kept.written}
+        found, drawn = _demonstrations(job)
         with RunFolder(recipe.run) as folder:
             folder.write_json("drawn", {**drawn, "seconds": time.monotonic() - began})
             write_demonstrations(recipe.run / "demonstrations.jsonl", found)  # last: it is done
+
+
+def _demonstrations(job: Job) -> tuple[list[Demonstration], dict[str, float]]:
+    """What an arm learns from, and what it took to draw it."""
+    recipe = job.recipe
+    task = task_of(recipe)
+    if job.action in ("self-made", "self-made-blank"):
+        count = recipe.ladder.self_made
+        made = self_made(
+            recipe,
+            split="train",
+            start=recipe.seed * BETWEEN_SEEDS + APART + job.arm.depth * count,
+            count=count,
+            blank=job.action == "self-made-blank",
+        )
+        return list(made.demonstrations), {"episodes": made.asked, "written": made.written}
+    count = task.size("train") or recipe.rl.steps * recipe.rl.prompts_per_step
+    if job.action == "kept":
+        kept = kept_rollouts(
+            recipe,
+            split="train",
+            count=recipe.rl.steps * recipe.rl.prompts_per_step,
+            rollouts=recipe.ladder.rollouts_kept,
+            most_per_sample=1,
+        )
+        drawn: dict[str, float] = {"episodes": kept.tried, "written": kept.written}
+        drawn["right"] = kept.right
+        return list(kept.demonstrations), drawn
+    if job.action == "chains":
+        return gold_chains(recipe, split="train", count=count), {}
+    found = answers_only(
+        task,
+        split="train",
+        start=0,
+        count=count,
+        seed=recipe.seed,
+        dialect=dialect(recipe.dialect, style=recipe.tool_style),
+    )
+    return found, {}
 
 
 def _samples(recipe: Recipe, top: Path) -> Path:

@@ -5,17 +5,28 @@ stock one but for rounding. What differs is the road: tokens of all sequences st
 attends to whom is told by an `Attention`, and the last layer computes an output only where one is
 read. Norms and rotations are single operations with gradients of their own.
 
-Left out on purpose: sliding windows and dropout, which no model of this family is trained with
-here.
+Left out on purpose: sliding windows and dropout, which no model is trained with here, and language
+models of other builds than those of `BUILDS`, which are refused.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
-__all__ = ["Attention", "flat_states"]
+from saccade.errors import RecipeError
+
+__all__ = ["Attention", "Raised", "check_language", "flat_states", "turns_by_axes"]
+
+BUILDS = {
+    "qwen2_vl_text": 3,
+    "qwen2_5_vl_text": 3,
+    "qwen3_vl_text": 3,
+    "qwen2": 1,
+    "qwen3": 1,
+}
+"""Language models whose layers are computed here, and the axes that their rotations are told."""
 
 
 class Attention(Protocol):
@@ -36,6 +47,36 @@ class Attention(Protocol):
         ...
 
 
+class Raised(NamedTuple):
+    """What is added to image tokens after each of the first layers (deepstack)."""
+
+    at: torch.Tensor
+    """(P,) indices of image tokens"""
+    levels: tuple[torch.Tensor, ...]
+    """For each of these layers (P, D)."""
+
+
+def check_language(language: Any) -> None:
+    """Raises RecipeError for a language model that would be computed wrongly here."""
+    config = language.config
+    if config.model_type not in BUILDS:
+        raise RecipeError(
+            f"Language models of type {config.model_type!r} are not computed here; supported: "
+            f"{', '.join(sorted(BUILDS))}."
+        )
+    strange = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
+    if strange:
+        raise RecipeError(
+            f"The language model has layers of {', '.join(sorted(strange))}; only full attention "
+            "is computed here."
+        )
+
+
+def turns_by_axes(language: Any) -> bool:
+    """Whether its rotations are told time, row and column of a token, or its number alone."""
+    return BUILDS[language.config.model_type] == 3
+
+
 def flat_states(
     language: Any,
     embedded: torch.Tensor,
@@ -43,13 +84,17 @@ def flat_states(
     attention: Attention,
     *,
     read: torch.Tensor | None = None,
+    raised: Raised | None = None,
 ) -> torch.Tensor:
-    """Last hidden states (T, D) of embedded tokens (T, D) at M-RoPE positions (3, T), or only those
-    of the tokens `read` (Q,), by index.
+    """Last hidden states (T, D) of embedded tokens (T, D) at positions (3, T), or only those of the
+    tokens `read` (Q,), by index.
 
-    `language` is the language model of a Qwen2-VL or Qwen2.5-VL.
+    `language` is the language model of a build in `BUILDS`.
     """
-    cosine, sine = language.rotary_emb(embedded[None], positions[:, None])  # (1, T, size)
+    if raised is not None and read is not None and len(raised.levels) >= len(language.layers):
+        raise ValueError("The last layer has no image tokens that could be raised.")
+    places = positions[:, None] if turns_by_axes(language) else positions[:1]
+    cosine, sine = language.rotary_emb(embedded[None], places)  # (1, T, size)
     half = cosine.shape[-1] // 2  # the second half repeats the first
     cosine, sine = cosine[0, :, None, :half], sine[0, :, None, :half]  # (T, 1, size / 2)
     hidden = embedded
@@ -57,16 +102,24 @@ def flat_states(
         own = layer.self_attn
         states = _normed(layer.input_layernorm, hidden)
         split = (-1, own.head_dim)
-        key = _rotated(own.k_proj(states).unflatten(-1, split), cosine, sine)
+        key = _rotated(_alike(own, "k", own.k_proj(states).unflatten(-1, split)), cosine, sine)
         value = own.v_proj(states).unflatten(-1, split)
         if read is not None and number == len(language.layers) - 1:
             states, hidden = states.index_select(0, read), hidden.index_select(0, read)
             cosine, sine = cosine[read], sine[read]
-        query = _rotated(own.q_proj(states).unflatten(-1, split), cosine, sine)
+        query = _rotated(_alike(own, "q", own.q_proj(states).unflatten(-1, split)), cosine, sine)
         seen = attention(number, query, key, value, scaling=own.scaling)
         hidden = hidden + own.o_proj(seen)
         hidden = hidden + layer.mlp(_normed(layer.post_attention_layernorm, hidden))
+        if raised is not None and number < len(raised.levels):
+            hidden = hidden.index_add(0, raised.at, raised.levels[number])
     return _normed(language.norm, hidden)
+
+
+def _alike(own: Any, name: str, rows: torch.Tensor) -> torch.Tensor:
+    """Queries or keys (T, heads, size), each brought to one length where the build does so."""
+    norm = getattr(own, f"{name}_norm", None)
+    return rows if norm is None else _normed(norm, rows)
 
 
 def _normed(norm: Any, rows: torch.Tensor) -> torch.Tensor:

@@ -1,51 +1,35 @@
-"""The renderer of the Qwen2-VL family: chat template, image tokens, positions and coordinate frame.
+"""The renderer of Qwen2-VL and Qwen2.5-VL: image tokens, positions and coordinate frame.
 
-Invariant: append-only. A conversation is a prompt segment, then turns of the model and observation
-segments in turn; rendering a later turn never changes an earlier token. The number of image pads in
-a segment equals the number of features that its images cost.
+Invariant: the number of image pads in a segment equals the number of features that its images cost.
 
-Left out on purpose: videos. The shipped chat template is not used, since it drops tools and tool
-calls; ours writes the same tokens for plain conversations.
+Left out on purpose: videos.
 """
 
 from __future__ import annotations
 
-import json
-import threading
-from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from PIL import Image
 from tokenizers import Tokenizer
 
 from saccade.dialects.notations import NOTATIONS
-from saccade.errors import RecipeError
 from saccade.geometry import Frame
+from saccade.renderers.api import NotationName, Positions, TowerKind
+from saccade.renderers.chatml import IM_END, IM_START, ChatMl
+from saccade.renderers.folders import stored
+from saccade.renderers.pixels import PatchesKept, levels
 from saccade.renderers.resize import smart_resize
-from saccade.types import ImageRef, ImageShown, Message, Part, Segment, Text
+from saccade.types import ImageRef, Segment
 
-__all__ = ["Positions", "Qwen2VLRenderer", "Qwen2VLSettings"]
+__all__ = ["Qwen2VLRenderer", "Qwen2VLSettings"]
 
-KEPT_PATCH_BYTES = 128 * 2**20
-"""Patches of pictures that a renderer keeps."""
-IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
-
-
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """M-RoPE positions of a run of tokens: `ids` is (3, tokens): time, row, column."""
-
-    ids: np.ndarray
-    next_start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +45,7 @@ class Qwen2VLSettings:
     std: tuple[float, float, float] = CLIP_STD
     coordinates: Literal["thousand", "resized"] = "thousand"
     """Qwen2-VL writes 0..1000, Qwen2.5-VL pixels of the resized picture."""
-    notation: Literal["inline", "json", "qwen2", "internvl"] = "qwen2"
+    notation: NotationName = "qwen2"
     """How boxes stand in prose: Qwen2-VL between special tokens, Qwen2.5-VL as JSON."""
 
     @property
@@ -70,26 +54,26 @@ class Qwen2VLSettings:
         return self.patch * self.merge
 
 
-class Qwen2VLRenderer:
+class Qwen2VLRenderer(ChatMl):
     """Turns messages and pictures into what a Qwen2-VL model reads, and ids back into text."""
 
-    deviations: tuple[str, ...] = (
-        "Tools are described in the system message by the dialect; the shipped template ignores "
-        "them.",
-        "Tool results are user turns written by the dialect; the shipped template writes the role "
-        "literally.",
+    model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    tower: ClassVar[TowerKind] = "grids"
+    family: ClassVar[str] = "Qwen2-VL"
+    specials: ClassVar[tuple[str, ...]] = (
+        *(IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD, "<|endoftext|>"),
+        *("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
+        *("<|quad_start|>", "<|quad_end|>", "<|vision_pad|>"),
+    )
+    deviations: ClassVar[tuple[str, ...]] = (
+        *ChatMl.deviations,
+        "No system message is made up; the shipped template writes one where none is given.",
     )
 
     def __init__(self, tokenizer: Tokenizer, settings: Qwen2VLSettings = Qwen2VLSettings()) -> None:
-        self.tokenizer = tokenizer
+        super().__init__(tokenizer, notation=NOTATIONS[settings.notation], pad=IMAGE_PAD)
         self.settings = settings
-        self.end_id = self._special(IM_END)
-        self.pad_id = self._special(IMAGE_PAD)
-        self.stop_ids = frozenset({self.end_id})
-        self.notation = NOTATIONS[settings.notation]
-        self._patches: OrderedDict[tuple[str, int, int], np.ndarray] = OrderedDict()
-        # what was asked for least recently comes first
-        self._lock = threading.Lock()
+        self._kept = PatchesKept()
 
     @classmethod
     def from_pretrained(
@@ -98,133 +82,47 @@ class Qwen2VLRenderer:
         *,
         min_image_tokens: int | None = None,
         max_image_tokens: int | None = None,
-        notation: Literal["inline", "json", "qwen2", "internvl"] | None = None,
-    ) -> Qwen2VLRenderer:
+        notation: NotationName | None = None,
+    ) -> Self:
         """From a model folder (`tokenizer.json`, `preprocessor_config.json`, `config.json`).
 
         The image budget, in tokens for one picture, is what was stored unless given; the notation
         of boxes is what the family was taught unless given.
         """
-        for name in ("tokenizer.json", "preprocessor_config.json", "config.json"):
-            if not (folder / name).is_file():
-                raise RecipeError(
-                    f"Model folder {folder.name!r} has no {name}; save a processor with it."
-                )
-        stored = _json_object(folder / "preprocessor_config.json")
-        model_type = _json_object(folder / "config.json").get("model_type")
-        _json_object(folder / "tokenizer.json")
-        if model_type not in ("qwen2_vl", "qwen2_5_vl"):
-            raise RecipeError(
-                f"Model type {model_type!r} has no renderer here; supported: qwen2_vl, qwen2_5_vl."
-            )
-        patch, merge = int(stored.get("patch_size", 14)), int(stored.get("merge_size", 2))
+        found = stored(folder, model_types=cls.model_types)
+        usual = cls.usual(found.config["model_type"])
+        images = found.images
+        patch = int(images.get("patch_size", usual.patch))
+        merge = int(images.get("merge_size", usual.merge))
         square = (patch * merge) ** 2
-        size = stored.get("size") or {}
-        least = stored.get("min_pixels") or size.get("shortest_edge") or 4 * square
-        most = stored.get("max_pixels") or size.get("longest_edge") or 16384 * square
+        size = images.get("size") or {}
+        least = images.get("min_pixels") or size.get("shortest_edge") or 4 * square
+        most = images.get("max_pixels") or size.get("longest_edge") or 16384 * square
         settings = Qwen2VLSettings(
             patch=patch,
             merge=merge,
-            temporal_patch=int(stored.get("temporal_patch_size", 2)),
+            temporal_patch=int(images.get("temporal_patch_size", usual.temporal_patch)),
             min_pixels=min_image_tokens * square if min_image_tokens else int(least),
             max_pixels=max_image_tokens * square if max_image_tokens else int(most),
-            mean=tuple(stored.get("image_mean", CLIP_MEAN)),
-            std=tuple(stored.get("image_std", CLIP_STD)),
-            coordinates="thousand" if model_type == "qwen2_vl" else "resized",
-            notation=notation or ("qwen2" if model_type == "qwen2_vl" else "json"),
+            mean=tuple(images.get("image_mean", usual.mean)),
+            std=tuple(images.get("image_std", usual.std)),
+            coordinates=usual.coordinates,
+            notation=notation or usual.notation,
         )
-        return cls(Tokenizer.from_file(str(folder / "tokenizer.json")), settings)
+        return cls(found.tokenizer, settings)
 
-    # --- text -----------------------------------------------------------------------------------
-
-    def prompt(self, messages: Sequence[Message]) -> Segment:
-        """System and user messages, and the header of the model's first turn."""
-        pieces: list[str] = []
-        images: list[ImageRef] = []
-        for message in messages:
-            body, shown = self._body(message)
-            pieces.append(f"{IM_START}{message.role}\n{body}{IM_END}\n")
-            images += shown
-        pieces.append(f"{IM_START}assistant\n")
-        return Segment("prompt", self._encode("".join(pieces)), images=tuple(images))
-
-    def observation(self, message: Message) -> Segment:
-        """What stands between the end of one turn of the model and the start of the next."""
-        body, shown = self._body(message)
-        text = f"\n{IM_START}user\n{body}{IM_END}\n{IM_START}assistant\n"
-        return Segment("observation", self._encode(text), images=tuple(shown))
-
-    def demonstrated(self, text: str) -> Segment:
-        """A turn that nobody sampled, with its end: trained by SFT, refused by RL."""
-        return Segment("demonstrated", (*self._encode_plain(text), self.end_id))
-
-    def begun(self, text: str) -> Segment:
-        """The beginning of a turn of the model that somebody else wrote: not trained."""
-        return Segment("prompt", self._encode_plain(text))
-
-    def encode_user_image(self, image: ImageRef) -> Segment:
-        """The start of a user turn that shows an image: what several questions about it share."""
-        body, shown = self._body(Message("user", (ImageShown(image, ""),)))
-        return Segment("prompt", self._encode(f"{IM_START}user\n{body}"), images=tuple(shown))
-
-    def encode_user_rest(self, parts: Sequence[Part]) -> Segment:
-        """The rest of such a turn, up to the model's header."""
-        body, shown = self._body(Message("user", tuple(parts)))
-        ids = self._encode(f"{body}{IM_END}\n{IM_START}assistant\n")
-        return Segment("prompt", ids, images=tuple(shown))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of a sampled turn, without its end. Broken UTF-8 becomes U+FFFD."""
-        kept = [i for i in ids if i not in self.stop_ids]
-        return self.tokenizer.decode(kept, skip_special_tokens=False)
-
-    @property
-    def suppressed_ids(self) -> tuple[int, ...]:
-        """Special ids that the model may not emit: everything special but the end of a turn and
-        what its boxes are written with.
-        """
-        added = self.tokenizer.get_added_tokens_decoder()
-        free = {IM_END, *self.notation.specials}
-        return tuple(sorted(i for i, t in added.items() if t.special and t.content not in free))
-
-    def never_sampled(self, logits: int) -> list[int]:
-        """Ids among that many logits that may not be drawn: the suppressed ones, and those that the
-        tokenizer has no token for.
-        """
-        return sorted({*self.suppressed_ids, *range(self.vocabulary, logits)})
-
-    @property
-    def vocabulary(self) -> int:
-        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
-
-    def _special(self, token: str) -> int:
-        found = self.tokenizer.token_to_id(token)
-        if found is None:
-            raise RecipeError(f"The tokenizer has no {token} token; this is no Qwen2-VL tokenizer.")
-        return int(found)
-
-    def _body(self, message: Message) -> tuple[str, list[ImageRef]]:
-        pieces: list[str] = []
-        images: list[ImageRef] = []
-        for part in message.parts:
-            if isinstance(part, Text):
-                pieces.append(_defused(part.text))
-            elif isinstance(part, ImageShown):
-                pieces.append(VISION_START + IMAGE_PAD * self.image_tokens(part.image) + VISION_END)
-                images.append(part.image)
-            else:
-                raise TypeError(
-                    f"A {type(part).__name__} has no rendering; dialects turn it into text."
-                )
-        return "".join(pieces), images
-
-    def _encode(self, text: str) -> tuple[int, ...]:
-        return tuple(self.tokenizer.encode(_encodable(text), add_special_tokens=False).ids)
-
-    def _encode_plain(self, text: str) -> tuple[int, ...]:
-        return self._encode(_defused(text, but=self.notation.specials))
+    @classmethod
+    def usual(cls, model_type: str) -> Qwen2VLSettings:
+        """What members of that type were taught, and what holds where nothing is stored."""
+        if model_type == "qwen2_5_vl":
+            return Qwen2VLSettings(coordinates="resized", notation="json")
+        return Qwen2VLSettings()
 
     # --- pictures -------------------------------------------------------------------------------
+
+    def image_text(self, image: ImageRef) -> str:
+        """As many pads as the image costs features, between marks."""
+        return VISION_START + IMAGE_PAD * self.image_tokens(image) + VISION_END
 
     def resized(self, image: ImageRef) -> tuple[int, int]:
         """(height, width) in pixels at which the model sees the image, under the budget."""
@@ -261,18 +159,10 @@ class Qwen2VLRenderer:
         order in which they are merged). Those asked for last are kept, since a rollout and its
         update ask for the same: don't write into them.
         """
+        return self._kept.of(image, pixels, lambda p: self._cut(p, *self.resized(image)))
+
+    def _cut(self, pixels: Image.Image, height: int, width: int) -> np.ndarray:
         s = self.settings
-        height, width = self.resized(image)
-        if pixels.size != (image.width, image.height):
-            raise ValueError(
-                f"Image {image.key[:8]} is {image.width} x {image.height}, "
-                f"its pixels are {pixels.size}."
-            )
-        key = (image.key, image.width, image.height)
-        with self._lock:
-            if (known := self._patches.get(key)) is not None:
-                self._patches.move_to_end(key)
-                return known
         if pixels.size != (width, height):
             pixels = pixels.resize((width, height), Image.Resampling.BICUBIC)
         rows, columns = height // s.patch, width // s.patch
@@ -283,14 +173,9 @@ class Qwen2VLRenderer:
         ordered = split.transpose(0, 3, 1, 4, 6, 2, 5)  # blocks, inside blocks, colour, y, x
         values = np.empty((rows * columns, 3, s.temporal_patch, s.patch**2), dtype=np.float32)
         level = ordered.reshape(rows * columns, 3, s.patch**2)
-        for colour, table in enumerate(_levels(s.mean, s.std)):
+        for colour, table in enumerate(levels(s.mean, s.std)):
             values[:, colour] = table[level[:, colour, None]]  # a picture is shown in every frame
-        found = values.reshape(rows * columns, -1)
-        with self._lock:
-            self._patches[key] = found
-            while sum(p.nbytes for p in self._patches.values()) > KEPT_PATCH_BYTES:
-                self._patches.popitem(last=False)
-        return found
+        return values.reshape(rows * columns, -1)
 
     # --- positions ------------------------------------------------------------------------------
 
@@ -325,57 +210,3 @@ class Qwen2VLRenderer:
             raise ValueError("The segment has more image pads than its images cost features.")
         out[:, at:] = position + np.arange(len(ids) - at)
         return Positions(out, position + len(ids) - at)
-
-
-@lru_cache(maxsize=8)
-def _levels(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """(3, 256) float32: what each level of each colour becomes."""
-    level = np.arange(256, dtype=np.float32)[None] / np.float32(255)
-    centre, spread = (np.asarray(v, np.float32)[:, None] for v in (mean, std))
-    return np.asarray((level - centre) / spread)
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"{file.name} of the model can't be read: {error}.") from None
-    if not isinstance(found, dict):
-        raise RecipeError(f"{file.name} of the model must hold an object; save the model again.")
-    return found
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates can't be UTF-8; they become U+FFFD."""
-    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-
-
-@lru_cache(maxsize=1)
-def _special_texts() -> tuple[str, ...]:
-    return (
-        IM_START,
-        IM_END,
-        VISION_START,
-        VISION_END,
-        IMAGE_PAD,
-        VIDEO_PAD,
-        "<|endoftext|>",
-        "<|object_ref_start|>",
-        "<|object_ref_end|>",
-        "<|box_start|>",
-        "<|box_end|>",
-        "<|quad_start|>",
-        "<|quad_end|>",
-        "<|vision_pad|>",
-    )
-
-
-def _defused(text: str, *, but: Sequence[str] = ()) -> str:
-    """Text of users and tools can't speak in special tokens: a zero-width space breaks them."""
-    if "<|" not in text:
-        return text
-    for special in _special_texts():
-        if special in but:
-            continue
-        text = text.replace(special, special[:2] + "\u200b" + special[2:])
-    return text

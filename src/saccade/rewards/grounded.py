@@ -111,10 +111,19 @@ def grounded_format(episode: Episode, sample: Sample) -> float | None:
 
 
 def _words(episode: Episode) -> int:
-    """Of the thoughts, without what holds a figure or a bracket: those belong to boxes."""
+    """Of the thoughts, without what holds a figure or a bracket: those belong to boxes. Or of the
+    phrases that boxes are named by, which some notations have inside the box.
+    """
     thought = " ".join(turn.parsed.thought for turn in episode.turns)
-    return sum(any(c.isalpha() for c in word) and not set(word) & set("[]{}()<>\"0123456789")
-               for word in thought.split())  # fmt: skip
+    phrases = " ".join(box.phrase for turn in episode.turns for box in turn.named)
+    return max(_plain_words(thought), _plain_words(phrases))
+
+
+def _plain_words(text: str) -> int:
+    return sum(
+        any(c.isalpha() for c in word) and not set(word) & set('[]{}()<>"0123456789')
+        for word in text.split()
+    )
 
 
 @reward(required=False)

@@ -20,7 +20,7 @@ from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
 from saccade.types import Sample
 
-__all__ = ["CLUSTER", "TASKS", "Task", "stream", "task_named"]
+__all__ = ["BETWEEN_SEEDS", "CLUSTER", "TASKS", "Task", "Within", "source", "stream", "task_named"]
 
 GROUP: plugins.Group = "saccade.tasks"
 
@@ -68,6 +68,22 @@ class Task(Protocol):
     def wrong(self, sample: Sample) -> str:
         """An answer that the rubric gives less."""
         ...
+
+
+@runtime_checkable
+class Within(Protocol):
+    """A task whose samples are those of others, under the same ids."""
+
+    def inside(self, sample: str) -> Task:
+        """The task that the sample of this id is from."""
+        ...
+
+
+def source(task: Task, sample: str) -> Task:
+    """The task that can load the sample of this id by the number at its end."""
+    while isinstance(task, Within):
+        task = task.inside(sample)
+    return task
 
 
 def task_named(name: str, options: Mapping[str, object]) -> Task:

@@ -67,17 +67,17 @@ class Mix:
         return min(ends) * len(sizes) if ends else None
 
     def gold(self, sample: Sample) -> str:
-        return self._of(sample).gold(sample)
+        return self.inside(sample.id).gold(sample)
 
     def wrong(self, sample: Sample) -> str:
-        return self._of(sample).wrong(sample)
+        return self.inside(sample.id).wrong(sample)
 
-    def _of(self, sample: Sample) -> Task:
+    def inside(self, sample: str) -> Task:
         """The part that a sample is from: ids begin with the name of their task."""
-        name = sample.id.partition("/")[0]
+        name = sample.partition("/")[0]
         if name in self._parts:
             return self._parts[name]
-        raise RecipeError(f"Sample {sample.id!r} is of no part of task mix.")
+        raise RecipeError(f"Sample {sample!r} is of no part of task mix.")
 
 
 def _named(sample: Sample, part: str) -> Sample:

@@ -36,6 +36,7 @@ __all__ = [
     "World",
     "directions",
     "item",
+    "sparse_item",
     "tally_question",
     "vsr_question",
 ]
@@ -115,6 +116,25 @@ def item(world: World, split: str, index: int) -> SceneItem:
         return SceneItem(name, scene, kind, question, answer, evidence, choices)
 
 
+def sparse_item(split: str, index: int) -> SceneItem:
+    """Item `index` of scenes with few large things, in two of three with just one, and a question
+    how many of a name there are: what colours and forms are learned on.
+    """
+    rng = np.random.default_rng([SPLITS.index(split), index, 41])
+    while True:
+        painter = _Painter(rng, split == "test_unseen")
+        painter.sizes = (0.25, 0.5)
+        count = int(rng.integers(0, 3))
+        others = 1 - count if count < 2 else int(rng.integers(0, 3))
+        try:
+            made = _tally(painter, count, others=others)
+        except _NoRoom:
+            continue
+        scene, kind, question, answer, evidence, choices = made
+        name = f"shapes_sparse/{split}/{index}"
+        return SceneItem(name, scene, kind, question, answer, evidence, choices)
+
+
 def vsr_question(a: str, relation: str, b: str) -> str:
     """The statement that is true or false."""
     return f"Is the {a} {relation} the {b}?"
@@ -167,10 +187,11 @@ def _vsr(painter: _Painter, relation: str, holds: bool) -> _Made:
 _OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def _tally(painter: _Painter, count: int) -> _Made:
+def _tally(painter: _Painter, count: int, *, others: int | None = None) -> _Made:
     rng = painter.rng
     [target] = painter.names(1)
-    others = int(rng.integers(2 if count < 8 else 0, 8 if count < 8 else 4))
+    if others is None:
+        others = int(rng.integers(2 if count < 8 else 0, 8 if count < 8 else 4))
     shared = {n: (n[0] == target[0]) + (n[1] == target[1]) for n in painter.all_names}
     near, far = ([n for n, same in shared.items() if same == wanted] for wanted in (1, 0))
     wanted = [target] * count
@@ -269,11 +290,7 @@ class _Painter:
 
     def __init__(self, rng: np.random.Generator, is_unseen: bool) -> None:
         self.rng = rng
-        wide, high = ((1, 1), (4, 3), (3, 2), (3, 4))[int(rng.integers(4))]
-        long = int(rng.integers(280, 460))
-        self.width = long if wide >= high else long * wide // high
-        self.height = long if high >= wide else long * high // wide
-        self.side = min(self.width, self.height)
+        self.side = self.width = self.height = int(rng.integers(280, 460))
         self.shapes: tuple[str, ...] = TRAINED_SHAPES + (UNSEEN_SHAPES if is_unseen else ())
         self.sizes = (0.12, 0.4) if is_unseen else (0.17, 0.3)
         self._is_unseen = is_unseen

@@ -13,8 +13,8 @@ from torch import nn
 
 from saccade.engines.decoding.stats import EngineStats
 from saccade.image_store import ImageStore
-from saccade.models.qwen2vl import encode_images
-from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.models.forward import encode_images
+from saccade.renderers import Renderer
 from saccade.types import ImageRef
 
 __all__ = ["Features"]
@@ -26,7 +26,7 @@ class Features:
     def __init__(
         self,
         model: nn.Module,
-        renderer: Qwen2VLRenderer,
+        renderer: Renderer,
         *,
         store: ImageStore,
         stats: EngineStats,

@@ -20,7 +20,7 @@ from torch import nn
 from saccade.engines.decoding.rows import Rows
 from saccade.engines.decoding.runs import Run
 from saccade.engines.decoding.stats import EngineStats
-from saccade.models.flat import flat_states
+from saccade.models.flat import Raised, flat_states
 from saccade.models.steady import LEAST_COLUMNS, LEAST_ROWS, attended, filled, is_steady
 
 __all__ = ["Forward"]
@@ -140,13 +140,21 @@ class Forward:
         embedded = self._model.get_input_embeddings()(
             self.there(np.concatenate([run.ids[at] for run, at in cut]))
         )  # (T, D)
+        at_pads, behind = [], []
         for (run, at), offset in zip(cut, first.tolist(), strict=False):
             is_here = (run.pads >= at.start) & (run.pads < at.stop)
             if is_here.any():
                 shown = torch.cat([features[i.key] for i in run.images])
                 shown = shown if is_here.all() else shown[self.there(is_here)]
-                place = run.pads[is_here] - at.start + offset
-                embedded[self.there(place)] = shown.to(embedded.dtype)
+                place = self.there(run.pads[is_here] - at.start + offset)
+                seen, *levels = shown.to(embedded.dtype).split(embedded.shape[1], dim=1)
+                embedded[place] = seen
+                if levels:
+                    at_pads.append(place)
+                    behind.append(levels)
+        raised = None
+        if behind:
+            raised = Raised(torch.cat(at_pads), tuple(map(torch.cat, zip(*behind, strict=True))))
         positions = np.concatenate([run.positions[:, at] for run, at in cut], axis=1)  # (3, T)
         cursor, row = self._rows.cursor, np.array([begin + p.run for p in pieces])
         start = np.array([cursor - len(run.ids) for run, _ in cut]) + [p.start for p in pieces]
@@ -167,7 +175,8 @@ class Forward:
             last_blocks=last_blocks,
             last_back=last_back,
         )
-        return self._states(embedded, positions, attention, read=read)[: len(pieces)]
+        states = self._states(embedded, positions, attention, read=read, raised=raised)
+        return states[: len(pieces)]
 
     def _blocks(
         self, row: np.ndarray, start: np.ndarray, sizes: np.ndarray, first: np.ndarray
@@ -244,6 +253,7 @@ class Forward:
         attention: _SlabAttention,
         *,
         read: np.ndarray | None,
+        raised: Raised | None = None,
     ) -> torch.Tensor:
         """Last hidden states of new tokens (T, D), or of those that are read; followed by what
         fills up the products.
@@ -258,6 +268,7 @@ class Forward:
             self.there(np.ascontiguousarray(positions)),
             attention,
             read=None if read is None else self.there(read),
+            raised=raised,
         )
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,8 @@ class Slab:
     def __init__(self, config: Any, *, dtype: torch.dtype, device: torch.device) -> None:
         self._layers = int(config.num_hidden_layers)
         self._heads = int(config.num_key_value_heads)
-        self._size = int(config.hidden_size // config.num_attention_heads)
+        told = getattr(config, "head_dim", None)
+        self._size = int(told or config.hidden_size // config.num_attention_heads)
         self._options = {"dtype": dtype, "device": device}
         self.data = self._blank(0, 0)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from saccade.engines.decoding.jobs import Episode, Job
-from saccade.renderers.qwen2vl import Qwen2VLRenderer
+from saccade.renderers import Renderer
 from saccade.types import ImageRef, Segment
 
 __all__ = ["Plan", "Prefix", "Run", "plan_for"]
@@ -60,7 +60,7 @@ def plan_for(
     *,
     known: Mapping[tuple[object, ...], Prefix],
     missing: dict[tuple[object, ...], Run],
-    renderer: Qwen2VLRenderer,
+    renderer: Renderer,
 ) -> Plan:
     """Continue what is parked where the request extends it; otherwise begin with the prompt, known
     or missing. A prompt that is neither is added to `missing`.
@@ -89,9 +89,7 @@ def plan_for(
     return Plan(job, None, key, run)
 
 
-def _run(
-    renderer: Qwen2VLRenderer, segments: Sequence[Segment], *, cut: int, start: int
-) -> Run | None:
+def _run(renderer: Renderer, segments: Sequence[Segment], *, cut: int, start: int) -> Run | None:
     """The tokens after the first `cut`, of which the first stands at `start`; None where pictures
     are cut.
     """

@@ -37,6 +37,7 @@ from saccade.ladder.figures.rows import (
 __all__ = [
     "LOOK_SHARES",
     "METRICS",
+    "OF_BOXES",
     "arm_figures",
     "differences",
     "gain_and_harm",
@@ -47,6 +48,11 @@ EASY, LOOK = "easy", "look"
 """The strata that mixtures and adaptive use are about."""
 LOOK_SHARES = (0.25, 0.5, 0.75)
 METRICS: tuple[Metric, ...] = ("accuracy", "lenient", "calls", "completion_tokens", "coverage")
+OF_BOXES: tuple[Metric, ...] = (
+    *("f1", "mean_iou", "recall_iou", "union_iou", "union_iou_unscaled", "acc_at_0_5"),
+    *("agreement", "agreement_random", "boxes", "invalid", "redundant"),
+)
+"""Beside them, where boxes were asked for."""
 _RANGE: dict[Metric, tuple[float, float]] = {
     "accuracy": (0.0, 1.0),
     "lenient": (0.0, 1.0),
@@ -54,6 +60,8 @@ _RANGE: dict[Metric, tuple[float, float]] = {
     "tightness": (0.0, 1.0),
     "calls": (0.0, inf),
     "completion_tokens": (0.0, inf),
+    **dict.fromkeys(OF_BOXES, (0.0, 1.0)),
+    "boxes": (0.0, inf),
 }
 """What a mean of the metric can be; intervals end there."""
 
@@ -76,6 +84,8 @@ def arm_figures(
     resampling = resampling or Resampling()
     _check_shares(look_shares)
     table = row_table(arm, name)
+    has_boxes = any(row.grounding for across in table.cells for rows in across for row in rows)
+    metrics = METRICS + OF_BOXES if has_boxes else METRICS
     strata, kinds = table.masks(), masks_of(table.kinds)
     crossed = {
         (kind, stratum): kinds[kind] & strata[stratum]
@@ -84,11 +94,11 @@ def arm_figures(
         if stratum != ALL and (kinds[kind] & strata[stratum]).any()
     }
     masks = [*strata.values(), *kinds.values(), *crossed.values()]
-    drawn = draw_charts([table.values(m) for m in METRICS], masks, table, resampling)
+    drawn = draw_charts([table.values(m) for m in metrics], masks, table, resampling)
     at_kind, at_crossed = len(strata), len(strata) + len(kinds)
 
     def found(metric: Metric, start: int, names: Iterable[Any]) -> dict[Any, Interval]:
-        field = METRICS.index(metric)
+        field = metrics.index(metric)
         each = {
             n: drawn_interval(drawn, [Term(1.0, field, start + i)], resampling, _RANGE[metric])
             for i, n in enumerate(names)
@@ -96,7 +106,7 @@ def arm_figures(
         return {n: interval for n, interval in each.items() if interval}
 
     by_both: dict[Metric, dict[str, dict[str, Interval]]] = {}
-    for metric in METRICS:
+    for metric in metrics:
         by_both[metric] = {}
         for (kind, stratum), interval in found(metric, at_crossed, crossed).items():
             by_both[metric].setdefault(kind, {})[stratum] = interval
@@ -105,8 +115,8 @@ def arm_figures(
         samples={stratum: int(mask.sum()) for stratum, mask in strata.items()},
         samples_by_kind={kind: int(mask.sum()) for kind, mask in kinds.items()},
         clusters=len(set(table.clusters)),
-        by_stratum={metric: found(metric, 0, strata) for metric in METRICS},
-        by_kind={metric: found(metric, at_kind, kinds) for metric in METRICS},
+        by_stratum={metric: found(metric, 0, strata) for metric in metrics},
+        by_kind={metric: found(metric, at_kind, kinds) for metric in metrics},
         by_kind_and_stratum=by_both,
         mixtures={share: interval for share, interval in mixtures.items() if interval},
         adaptive_calls=_adaptive_calls(drawn, list(strata), resampling),

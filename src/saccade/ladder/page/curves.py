@@ -43,6 +43,9 @@ _LOGGED = {
         _Logged("validation", "accuracy", "Validation accuracy", "share of right answers"),
         _Logged("validation", "accuracy_look", "Validation accuracy on look", ""),
         _Logged("rl", "completion_tokens", "Completion length", "tokens of an episode"),
+        _Logged("rl", "boxes", "Boxes", "in an episode"),
+        _Logged("rl", "invalid_boxes", "Invalid boxes", "share of the boxes"),
+        _Logged("rl", "redundant_boxes", "Redundant boxes", "share of the boxes"),
         _Logged("rl", "informative", "Informative groups", "share whose rollouts differ"),
     ),
     "sft": (

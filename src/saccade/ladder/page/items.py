@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from saccade.episode_json import episode_from_json
 from saccade.errors import DataError, SaccadeError
 from saccade.image_store import ImageStore
-from saccade.ladder.page.results import arm_names, at, list_of, stored_rows
+from saccade.ladder.page.results import LOOK, arm_names, at, is_about_looking, list_of, stored_rows
 from saccade.report import number_of
 from saccade.types import Episode, ImageShown, Part, Text
 from saccade.view import call_text, data_uri, gaze_picture
@@ -87,11 +87,13 @@ def chosen_items(run: Path, results: Mapping[str, Any], *, split: str, limit: in
         for sample, answered in of.items():
             by_item[sample].append(answered)
 
+    looking = is_about_looking(results, split)
+
     def place(sample: str) -> tuple[bool, bool, float, str]:
         rows = [answered.row for answered in by_item[sample]]
         verdicts = {row["strict"] for row in rows if isinstance(row.get("strict"), bool)}
         number = number_of(rows[0].get("number"))
-        needs_look = rows[0].get("stratum") == "look"
+        needs_look = not looking or rows[0].get("stratum") == LOOK
         disputed = len(verdicts) > 1
         return (not needs_look, not (needs_look and disputed), number or 0.0, sample)
 

@@ -18,15 +18,20 @@ from saccade.atomic_files import write_atomic
 from saccade.ladder.page.curves import curve_groups, tool_curves
 from saccade.ladder.page.items import chosen_items
 from saccade.ladder.page.results import (
+    ALL,
+    EASY,
+    LOOK,
     accuracy_pairs,
     arm_names,
     at,
     estimate_of,
     figures_of,
+    is_about_looking,
     list_of,
     published_steps,
     read_results,
     size_of,
+    strata_of,
 )
 from saccade.ladder.page.statements import interval_text, statements
 from saccade.ladder.page.tables import ledger_table, rates_table, split_tables, with_sizes
@@ -153,23 +158,31 @@ def _rich_arms(results: Mapping[str, Any], split: str) -> RichTable:
         title=RichText(f"{split}: accuracy in per cent, 95% intervals"), title_justify="left"
     )
     table.add_column("arm")
-    heads = ("easy", "look", "calls, easy / look", f"{tested} − arm, on look")
+    looking = is_about_looking(results, split)
+    strata = strata_of(results, split)
+    asked, on = ((EASY, LOOK), LOOK) if looking else (strata, ALL)
+    boxed = any(at(of, "by_stratum", "f1", ALL) for of in (figures or {}).values())
+    heads = [*asked, f"calls, {' / '.join(asked)}" if looking else "", f"{tested} − arm, on {on}"]
+    heads = [h for h in heads if h] + ([f"F1, {s}" for s in strata] if boxed else [])
     for head in heads:
         table.add_column(RichText(head), justify="right")
     for name in arm_names(results):
         of = at(figures, name, "by_stratum")
-        calls = [number_of(estimate_of(at(of, "calls", s))) for s in ("easy", "look")]
+        calls = [number_of(estimate_of(at(of, "calls", s))) for s in asked]
+        told = " / ".join("–" if c is None else f"{c:.2f}" for c in calls)
         cells = [
-            *(interval_text(at(of, "accuracy", s), is_difference=False) for s in ("easy", "look")),
-            " / ".join("–" if c is None else f"{c:.2f}" for c in calls),
-            interval_text(at(pairs.get((tested, name)), "by_stratum", "look")),
+            *(interval_text(at(of, "accuracy", s), is_difference=False) for s in asked),
+            *([told] if looking else []),
+            interval_text(at(pairs.get((tested, name)), "by_stratum", on)),
         ]
+        if boxed:
+            cells += [interval_text(at(of, "f1", s), is_difference=False) for s in strata]
         table.add_row(RichText(name), *(RichText(cell or "–") for cell in cells))
     lines = [
         f"{a} − {b}: published {signed(points)}, here "
         + ", ".join(
             f"{interval_text(at(pairs.get((a, b)), 'by_stratum', s)) or '–'} on {s}"
-            for s in ("all", "look")
+            for s in ((ALL, LOOK) if looking else (ALL,))
         )
         for (a, b), points in published_steps(results).items()
     ]

@@ -16,6 +16,9 @@ from saccade.errors import DataError
 from saccade.run_folder import RunFolder
 
 __all__ = [
+    "ALL",
+    "EASY",
+    "LOOK",
     "OBSERVATION",
     "ToolArms",
     "accuracy_pairs",
@@ -23,16 +26,22 @@ __all__ = [
     "at",
     "estimate_of",
     "figures_of",
+    "is_about_looking",
     "is_trained",
     "list_of",
+    "pairs_of",
     "published_accuracies",
     "published_steps",
     "read_results",
     "size_of",
     "stored_rows",
+    "strata_of",
     "tool_arms",
 ]
 
+ALL = "all"
+EASY = "easy"
+LOOK = "look"
 OBSERVATION = "rollout.observation"
 """The setting that says what a model is shown of a tool's result."""
 
@@ -137,12 +146,32 @@ def accuracy_pairs(
     results: Mapping[str, Any], split: str
 ) -> dict[tuple[str, str], Mapping[str, Any]]:
     """Paired differences of accuracy by (above, below)."""
+    return pairs_of(results, split, "accuracy")
+
+
+def pairs_of(
+    results: Mapping[str, Any], split: str, metric: str
+) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Paired differences of a figure by (above, below)."""
     found = list_of(at(results, "splits", split, "pairs"))
     return {
         (str(at(p, "a")), str(at(p, "b"))): p
         for p in found
-        if at(p, "metric") in (None, "accuracy")
+        if (at(p, "metric") or "accuracy") == metric
     }
+
+
+def strata_of(results: Mapping[str, Any], split: str) -> tuple[str, ...]:
+    """The strata of a split in the order in which they are told, `all` last."""
+    found: dict[str, None] = {}
+    for name in arm_names(results):
+        found |= dict.fromkeys(at(figures_of(results, split, name), "samples") or {})
+    return (*sorted(found.keys() - {ALL}), ALL)
+
+
+def is_about_looking(results: Mapping[str, Any], split: str) -> bool:
+    """Whether items are told apart by whether they need a look."""
+    return {EASY, LOOK} <= set(strata_of(results, split))
 
 
 # --- the published ladder -------------------------------------------------------------------------

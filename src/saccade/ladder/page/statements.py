@@ -7,7 +7,7 @@ Left out on purpose: corrections for the number of comparisons.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from saccade.ladder.page.results import (
@@ -16,9 +16,12 @@ from saccade.ladder.page.results import (
     arm_names,
     at,
     figures_of,
+    is_about_looking,
     is_trained,
+    list_of,
+    pairs_of,
 )
-from saccade.report import interval_of, signed
+from saccade.report import interval_of, number_of, signed
 
 __all__ = ["Statement", "interval_text", "statements"]
 
@@ -45,10 +48,61 @@ class Statement(NamedTuple):
 
 
 def statements(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:
-    """What the ladder of this content of `ladder.json` must show, on one split.
+    """What the ladder of this content of `ladder.json` must show, on one split: the claims of its
+    recipe, or, without any, what a ladder of items that need a look and items that don't must.
 
-    The first one is met where the lower end of every paired interval is above 0, the others where
-    the whole interval reaches the bound.
+    A claim is met where the whole interval is on its side of the bound.
+    """
+    if claims := list_of(results.get("claims")):
+        return tuple(s for claim in claims for s in _claimed(results, split, claim))
+    if not is_about_looking(results, split):
+        return ()
+    return _of_looking(results, split)
+
+
+def _claimed(
+    results: Mapping[str, Any], split: str, claim: Mapping[str, Any]
+) -> Iterator[Statement]:
+    """A claim of the recipe, for each arm that it compares with and each stratum."""
+    arm, metric = str(at(claim, "arm") or results.get("tested")), str(at(claim, "metric"))
+    for below in list_of(at(claim, "above")) or [""]:
+        for stratum in map(str, list_of(at(claim, "strata"))):
+            if below:
+                pair = pairs_of(results, split, metric).get((arm, below))
+                value = at(pair, "by_stratum", stratum)
+                told = f"{metric} of {arm} above {below}"
+            else:
+                value = at(figures_of(results, split, arm), "by_stratum", metric, stratum)
+                told = f"{metric} of {arm}"
+            yield _claim(f"{told}, on {stratum}", value, claim, is_difference=bool(below))
+
+
+def _claim(told: str, value: Any, claim: Mapping[str, Any], *, is_difference: bool) -> Statement:
+    bounds = {key: number_of(at(claim, key)) for key in ("more_than", "at_least", "less_than")}
+    key, bound = next((k, b) for k, b in bounds.items() if b is not None)
+    unit = "points" if is_difference else "%"
+    words = {"more_than": "more than", "at_least": "at least", "less_than": "less than"}
+    told = f"{told}: {words[key]} {100 * bound:g} {unit}"
+    estimate, low, high = interval_of(value)
+    if estimate is None:
+        return Statement(told, _reason(value), "not known")
+
+    def holds(share: float) -> bool:
+        if key == "less_than":
+            return share < bound
+        return share > bound if key == "more_than" else share >= bound - 1e-9
+
+    end = high if key == "less_than" else low
+    whole = None if end is None else holds(end)
+    found = interval_text(value, is_difference=is_difference)
+    if not holds(estimate):
+        return Statement(told, found, "missed", whole)
+    return Statement(told, found, "met" if whole else "met by the estimate alone", whole)
+
+
+def _of_looking(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:
+    """The first one is met where the lower end of every paired interval is above 0, the others
+    where the whole interval reaches the bound.
     """
     tested, reference = str(results.get("tested")), str(results.get("reference"))
     arms = arm_names(results) if tested in arm_names(results) else []

@@ -15,17 +15,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from saccade.ladder.page.results import (
+    ALL,
+    EASY,
+    LOOK,
     accuracy_pairs,
     arm_names,
     at,
     estimate_of,
     figures_of,
+    is_about_looking,
     is_trained,
     list_of,
+    pairs_of,
     published_accuracies,
     published_steps,
     size_of,
     stored_rows,
+    strata_of,
     tool_arms,
 )
 from saccade.ladder.page.statements import Statement, statements
@@ -33,7 +39,6 @@ from saccade.report import Cell, Row, Table, interval_of, number_of, share_cell,
 
 __all__ = ["SplitTables", "ledger_table", "rates_table", "split_tables", "with_sizes"]
 
-STRATA = ("easy", "look", "all")
 LOOK_SHARES = ("0.25", "0.5", "0.75")
 """As `saccade.ladder.figures` writes them; a page is made without it."""
 
@@ -47,6 +52,8 @@ class SplitTables(NamedTuple):
     statements: tuple[Statement, ...]
     reached: Table
     conduct: Table
+    boxes: Table
+    boxes_pairs: Table
     pairs: Table
     tools: Table
     changed: Table
@@ -62,6 +69,8 @@ def split_tables(results: Mapping[str, Any], split: str, *, link: str) -> SplitT
         statements(results, split),
         _reached(results, split),
         _conduct(results, split),
+        _boxes(results, split),
+        _boxes_differences(results, split),
         _differences(results, split),
         _tools(results, split),
         _gain_and_harm(results, split),
@@ -84,8 +93,9 @@ def with_sizes(names: Sequence[str], sizes: Sequence[int | None]) -> list[str]:
 def _reached(results: Mapping[str, Any], split: str) -> Table:
     """Learning rate, accuracy by stratum with the value of each seed, and the published one."""
     published = published_accuracies(results)
-    sizes = [size_of(results, split, "samples", stratum) for stratum in STRATA]
-    heads = ("learning rate", "seeds", *with_sizes(STRATA, sizes), "published")
+    strata = strata_of(results, split)
+    sizes = [size_of(results, split, "samples", stratum) for stratum in strata]
+    heads = ("learning rate", "seeds", *with_sizes(strata, sizes), "published")
     rows = []
     for name in arm_names(results):
         arm = results["arms"][name]
@@ -97,7 +107,7 @@ def _reached(results: Mapping[str, Any], split: str) -> Table:
             Cell("" if rate is None else f"{rate:g}"),
             Cell(", ".join(map(str, seeds))),
         ]
-        for stratum in STRATA:
+        for stratum in strata:
             values = [number_of(at(s, "accuracy", stratum)) for s in by_seed]
             note = " · ".join("–" if v is None else f"{100 * v:.1f}" for v in values)
             cells.append(
@@ -113,10 +123,9 @@ def _reached(results: Mapping[str, Any], split: str) -> Table:
 
 def _conduct(results: Mapping[str, Any], split: str) -> Table:
     """What an arm does for an answer, and what its training took."""
+    looking = is_about_looking(results, split)
     heads = (
-        "calls, easy",
-        "calls, look",
-        "more on look",
+        *(("calls, easy", "calls, look", "more on look") if looking else ("calls",)),
         "calls by tool, all",
         "tokens written",
         "image tokens",
@@ -136,10 +145,17 @@ def _conduct(results: Mapping[str, Any], split: str) -> Table:
             for tool, count in (tools.items() if isinstance(tools, Mapping) else ())
             if (value := number_of(count)) is not None
         ]
+        made = (
+            (
+                _count_cell(at(calls, EASY)),
+                _count_cell(at(calls, LOOK)),
+                _count_cell(at(figures, "adaptive_calls"), is_difference=True),
+            )
+            if looking
+            else (_count_cell(at(calls, ALL)),)
+        )
         cells = (
-            _count_cell(at(calls, "easy")),
-            _count_cell(at(calls, "look")),
-            _count_cell(at(figures, "adaptive_calls"), is_difference=True),
+            *made,
             Cell(", ".join(used)),
             _count_cell(at(figures, "by_stratum", "completion_tokens", "all"), digits=1),
             _count_cell(at(figures, "image_tokens"), digits=1),
@@ -192,7 +208,40 @@ def _unanswered(figures: Any) -> Cell:
     return Cell(f"{100 * sum(known.values()):.1f}", note=note)
 
 
+def _boxes(results: Mapping[str, Any], split: str) -> Table:
+    """What the boxes in thoughts came to; no rows where nobody asked for any."""
+    strata = strata_of(results, split)
+    rows = []
+    for name in arm_names(results):
+        found = at(figures_of(results, split, name), "by_stratum")
+        if at(found, "boxes", ALL) is None:
+            continue
+        cells = (
+            *(share_cell(at(found, "f1", stratum)) for stratum in strata),
+            *(share_cell(at(found, key, ALL))._replace(range=None) for key in _OF_BOXES),
+            _count_cell(at(found, "boxes", ALL)),
+        )
+        rows.append(Row(name, cells))
+    heads = (*(f"F1, {stratum}" for stratum in strata), *_OF_BOXES.values(), "boxes")
+    return Table(heads, tuple(rows))
+
+
+_OF_BOXES = {
+    "mean_iou": "mean IoU",
+    "recall_iou": "best IoU",
+    "union_iou": "union IoU",
+    "union_iou_unscaled": "union IoU, frame error",
+    "acc_at_0_5": "right and IoU 0.5",
+    "agreement": "on what is named",
+    "agreement_random": "random boxes on it",
+    "invalid": "invalid",
+    "redundant": "redundant",
+}
+
+
 def _mixtures(results: Mapping[str, Any], split: str) -> Table:
+    if not is_about_looking(results, split):
+        return Table((), ())
     rows = []
     for name in arm_names(results):
         mixtures = at(figures_of(results, split, name), "mixtures")
@@ -219,7 +268,7 @@ def _kinds(results: Mapping[str, Any], split: str) -> Table:
         cells = []
         for kind in kinds:
             both = at(figures, "by_kind_and_stratum", "accuracy", kind)
-            parts = {s: number_of(estimate_of(at(both, s))) for s in ("easy", "look")}
+            parts = {s: number_of(estimate_of(at(both, s))) for s in strata_of(results, split)}
             known = [f"{s} {100 * v:.1f}" for s, v in parts.items() if v is not None]
             note = " · ".join(known) if len(known) > 1 else ""
             cells.append(share_cell(at(figures, "by_kind", "accuracy", kind), note=note))
@@ -234,32 +283,51 @@ def _kinds(results: Mapping[str, Any], split: str) -> Table:
 
 def _differences(results: Mapping[str, Any], split: str) -> Table:
     published = published_steps(results)
-    shares = [f"{100 * float(share):g}% look" for share in LOOK_SHARES]
+    mixed = LOOK_SHARES if is_about_looking(results, split) else ()
+    shares = [f"{100 * float(share):g}% look" for share in mixed]
+    strata = _needing_first(results, split)
     rows = []
     for pair, found in accuracy_pairs(results, split).items():
         points = published.get(pair)
         cells = (
-            *(_difference_cell(at(found, "by_stratum", s)) for s in ("look", "easy", "all")),
+            *(_difference_cell(at(found, "by_stratum", s)) for s in strata),
             Cell("" if points is None else signed(points)),
-            *(_difference_cell(at(found, "mixtures", share)) for share in LOOK_SHARES),
+            *(_difference_cell(at(found, "mixtures", share)) for share in mixed),
         )
         rows.append(Row(" − ".join(pair), cells))
-    return Table(("look", "easy", "all", "published", *shares), tuple(rows), "difference")
+    return Table((*strata, "published", *shares), tuple(rows), "difference")
+
+
+def _boxes_differences(results: Mapping[str, Any], split: str) -> Table:
+    """Differences of matched F1."""
+    strata = _needing_first(results, split)
+    rows = [
+        Row(" − ".join(pair), tuple(_difference_cell(at(p, "by_stratum", s)) for s in strata))
+        for pair, p in pairs_of(results, split, "f1").items()
+    ]
+    return Table(strata, tuple(rows), "difference")
+
+
+def _needing_first(results: Mapping[str, Any], split: str) -> tuple[str, ...]:
+    """Strata with what needs a look before what does not."""
+    strata = strata_of(results, split)
+    return (LOOK, EASY, ALL) if is_about_looking(results, split) else strata
 
 
 def _tools(results: Mapping[str, Any], split: str) -> Table:
     """What each tool is worth to the tested arm: the same differences, told by tool."""
     tested = str(at(results, "tested"))
     pairs = accuracy_pairs(results, split)
+    strata = [s for s in _needing_first(results, split) if s != ALL] or [ALL]
     rows = []
     for tool, without, never in tool_arms(results):
         cells = [
             _difference_cell(at(pairs.get((tested, arm or "")), "by_stratum", stratum))
             for arm in (without, never)
-            for stratum in ("look", "easy")
+            for stratum in strata
         ]
         rows.append(Row(tool, tuple(cells)))
-    heads = ("dependence, look", "dependence, easy", "benefit, look", "benefit, easy")
+    heads = tuple(f"{what}, {s}" for what in ("dependence", "benefit") for s in strata)
     return Table(heads, tuple(rows), "tool")
 
 
@@ -276,17 +344,18 @@ def _difference_cell(value: Any) -> Cell:
 
 
 def _gain_and_harm(results: Mapping[str, Any], split: str) -> Table:
+    strata = _needing_first(results, split)
     rows = []
     for found in list_of(at(results, "splits", split, "gain_and_harm")):
         cells = tuple(
             Cell("", note=value)
             if isinstance(value := at(found, what, stratum), str)
             else share_cell(value)._replace(range=None)
-            for stratum in ("look", "easy", "all")
+            for stratum in strata
             for what in ("gain", "harm")
         )
         rows.append(Row(str(at(found, "arm")), cells))
-    heads = tuple(f"{what}, {s}" for s in ("look", "easy", "all") for what in ("gain", "harm"))
+    heads = tuple(f"{what}, {s}" for s in strata for what in ("gain", "harm"))
     return Table(heads, tuple(rows))
 
 

@@ -1,8 +1,8 @@
-"""Forward passes of a Qwen2-VL over packed episodes, and loading from a folder.
+"""Forward passes over packed episodes, for models of every family, and loading from a folder.
 
-Invariant: modules and weights are those of transformers. The one substitution is exact: the patch
-embedding's Conv3d, whose kernel covers its whole input, is applied as the matrix product that it
-is.
+Invariant: modules and weights are those of transformers. What differs between families is asked of
+their renderer (`saccade.renderers`), of their vision tower (`models.vision`) and of their language
+model (`models.flat`); nothing here knows a family by name.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from saccade.errors import RecipeError
-from saccade.models.flat import flat_states
-from saccade.models.steady import LEAST_ROWS, is_steady
+from saccade.models.flat import Raised, check_language, flat_states, turns_by_axes
 from saccade.models.trees import TreeAttention
+from saccade.models.vision import tower_of, with_linear_patches
+from saccade.renderers import family_of
+from saccade.renderers.folders import model_type_of
 from saccade.tokens import Batch, Pack
 
 __all__ = [
-    "LinearPatchEmbed",
     "attention_over",
     "encode_images",
     "hidden_states",
@@ -32,33 +33,17 @@ __all__ = [
     "predicting_states",
     "sampling_logprobs",
     "token_logits",
-    "with_linear_patches",
+    "vision_parts",
 ]
 
 
-class LinearPatchEmbed(nn.Module):
-    """transformers' `PatchEmbed` with the same weights, computed as one matrix product.
-
-    On a CPU the stock Conv3d is about ten times slower for the same numbers (within float32
-    rounding).
-    """
-
-    def __init__(self, stock: nn.Module) -> None:
-        super().__init__()
-        self.proj = stock.proj
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        weight = self.proj.weight  # (D, 3, time, patch, patch)
-        flat = hidden_states.to(weight.dtype).reshape(-1, weight[0].numel())
-        return F.linear(flat, weight.reshape(weight.shape[0], -1), self.proj.bias)  # (patches, D)
-
-
 def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A Qwen2-VL or Qwen2.5-VL from a local folder, in evaluation mode, with the exact patch
-    embedding.
+    """A model of a known family from a local folder, in evaluation mode, with the exact patch
+    embedding. Raises RecipeError where it is of none, or can't be loaded.
     """
     if not (folder / "config.json").is_file():
         raise RecipeError(f"No model in folder {folder.name!r}: config.json is missing.")
+    family_of(model_type_of(folder))
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True
@@ -68,15 +53,13 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32) -> nn.Module
         raise RecipeError(
             f"The model in folder {folder.name!r} can't be loaded: {reason.rstrip('.')}."
         ) from None
+    check_language(model.model.language_model)
     return with_linear_patches(model).eval()
 
 
-def with_linear_patches(model: nn.Module) -> nn.Module:
-    """Replace the stock patch embedding in place; state dict names stay the same."""
-    visual = model.model.visual
-    if not isinstance(visual.patch_embed, LinearPatchEmbed):
-        visual.patch_embed = LinearPatchEmbed(visual.patch_embed)
-    return model
+def vision_parts(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The modules that look at pictures, up to the features that the language model is given."""
+    return tower_of(model).parts
 
 
 def encode_images(
@@ -84,33 +67,18 @@ def encode_images(
     patches: Sequence[np.ndarray | torch.Tensor],
     grids: Sequence[tuple[int, int, int]],
 ) -> list[torch.Tensor]:
-    """Features of each image: (tokens, D). One pass of the vision tower over all of them."""
-    if not patches:
-        return []
-    visual = model.model.visual
-    device = visual.patch_embed.proj.weight.device
-    merge = visual.spatial_merge_size**2
-    sizes = [t * h * w // merge for t, h, w in grids]
-    stacked = torch.cat([torch.as_tensor(p) for p in patches]).to(device)
-    grid = torch.tensor(grids, dtype=torch.long, device=device)  # (images, 3)
-    if sum(sizes) < LEAST_ROWS and is_steady(visual.patch_embed.proj.weight):
-        # a blank picture keeps few tokens company: pictures don't see each other
-        stacked = F.pad(stacked, (0, 0, 0, merge * LEAST_ROWS))
-        blank = grid.new_tensor(
-            [[1, visual.spatial_merge_size, visual.spatial_merge_size * LEAST_ROWS]]
-        )
-        grid, sizes = torch.cat([grid, blank]), [*sizes, LEAST_ROWS]
-    features = visual(stacked, grid_thw=grid).pooler_output  # (all tokens, D)
-    return list(torch.split(features, sizes))[: len(grids)]
+    """Features of each image, a row for each token, as `models.vision` has them."""
+    return tower_of(model).encode(patches, grids) if patches else []
 
 
 def hidden_states(
     model: nn.Module, packed: Batch, features: Mapping[str, torch.Tensor] | Sequence[torch.Tensor]
 ) -> torch.Tensor:
     """Last hidden states (B, T, D) of packed trees, each image's features put in the place of its
-    pads.
+    pads. The road of stock modules, which tests hold the packed one against.
     """
     embedded = model.get_input_embeddings()(packed.ids)  # (B, T, D)
+    language, deep = model.model.language_model, {}
     if packed.images:
         ordered = (
             [features[i.key] for i in packed.images]
@@ -121,14 +89,16 @@ def hidden_states(
         pads = int(packed.is_pad.sum())
         if found != pads:
             raise ValueError(f"{pads} image pads but {found} image features.")
-        embedded = embedded.masked_scatter(
-            packed.is_pad[..., None], torch.cat(ordered).to(embedded.dtype)
-        )
-    return model.model.language_model(
+        first, *levels = torch.cat(ordered).to(embedded.dtype).split(embedded.shape[-1], dim=-1)
+        embedded = embedded.masked_scatter(packed.is_pad[..., None], first)
+        if levels:
+            deep = {"visual_pos_masks": packed.is_pad, "deepstack_visual_embeds": levels}
+    return language(
         inputs_embeds=embedded,
-        position_ids=packed.positions,
-        attention_mask={"full_attention": packed.sees},
+        position_ids=packed.positions if turns_by_axes(language) else packed.positions[0],
+        attention_mask=packed.sees,
         use_cache=False,
+        **deep,
     ).last_hidden_state
 
 
@@ -156,17 +126,21 @@ def predicting_states(
     put in the place of its pads.
     """
     embedded = model.get_input_embeddings()(packed.ids)  # (T, D)
+    raised = None
     if packed.images:
         shown = torch.cat([features[i.key] for i in packed.images]).to(embedded.dtype)
         if len(shown) != len(packed.pads):
             raise ValueError(f"{len(packed.pads)} image pads but {len(shown)} image features.")
-        embedded = embedded.index_copy(0, packed.pads, shown)
+        first, *levels = shown.split(embedded.shape[-1], dim=-1)
+        embedded = embedded.index_copy(0, packed.pads, first)
+        raised = Raised(packed.pads, tuple(levels))
     found = flat_states(
         model.model.language_model,
         embedded,
         packed.positions,
         attention or attention_over(model, packed),
         read=packed.read,
+        raised=raised,
     )
     return found.index_select(0, packed.source)
 

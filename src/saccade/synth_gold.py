@@ -1,0 +1,69 @@
+"""Demonstrations of reasoning with boxes, from the boxes that a task holds: what few-shot
+fine-tuning is given.
+
+Left out on purpose: other worlds than those of shapes, whose answers follow from boxes.
+"""
+
+from __future__ import annotations
+
+from saccade.assemble import task_of
+from saccade.config import Recipe
+from saccade.dialects import FrameOf
+from saccade.dialects.grounded import Grounded
+from saccade.dialects.notations import Notation
+from saccade.errors import DataError
+from saccade.image_store import ImageStore
+from saccade.progress import progress
+from saccade.synth import Demonstration
+from saccade.synth_chains import asked_where, chain_of, notation_of, pointing_setup
+from saccade.tasks import stream
+from saccade.types import BoxNamed, Sample
+from saccade.worlds.lessons import rounded_box
+
+__all__ = ["gold_chains"]
+
+CHUNK = 64
+"""Samples whose pictures are in memory together."""
+
+
+def gold_chains(recipe: Recipe, *, split: str, count: int) -> list[Demonstration]:
+    """Chains with the right boxes and what follows from them, for each distinct sample among the
+    first `count` that `rl` would see under this recipe.
+    """
+    task, store = task_of(recipe), ImageStore()
+    setup = pointing_setup(recipe, store)
+    notation = notation_of(setup)
+    writes = Grounded("silent", notation)
+    found: dict[str, Demonstration] = {}
+    with progress("chains with the right boxes", total=count) as bar:
+        for at in range(0, count, CHUNK):
+            wanted = min(CHUNK, count - at)
+            drawn = stream(task, split, store=store, start=at, count=wanted, seed=recipe.seed)
+            for sample, _ in drawn:
+                named, said = _evidence(sample, notation, setup.frame_of)
+                chain = chain_of(sample, named, said, notation)
+                if chain is None:
+                    raise DataError(
+                        f"The evidence of sample {sample.id!r} does not lead to its answer."
+                    )
+                found[sample.id] = Demonstration(sample.id, (writes.render(chain),), "gold")
+            store.forget(i for s, _ in drawn for i in s.images)
+            bar.advance(by=wanted)
+    return list(found.values())
+
+
+def _evidence(
+    sample: Sample, notation: Notation, frame_of: FrameOf
+) -> tuple[tuple[BoxNamed, ...], str]:
+    """The evidence as boxes, and as a model would list them that points right."""
+    named = tuple(BoxNamed(e.image, e.box, e.phrase) for e in sample.evidence)
+    values = [rounded_box(frame_of(b.image), b.box) for b in named]
+    if sample.kind != "count":
+        told = (notation.write(v, b.phrase) for v, b in zip(values, named, strict=True))
+        return named, "\n".join(told)
+    thing = asked_where(sample).removeprefix("Where are all ").removesuffix("?")
+    thing = named[0].phrase if named else thing[:-2] if thing.endswith("sses") else thing[:-1]
+    if not named:
+        return named, f"no {thing}"
+    counted = (f"{thing} 1", *(str(n) for n in range(2, len(named) + 1)))
+    return named, ", ".join(notation.write(v, c) for v, c in zip(values, counted, strict=True))

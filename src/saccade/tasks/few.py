@@ -1,0 +1,67 @@
+"""A task of which training reads few items, the same ones round after round.
+
+Invariant: which they are is a function of the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from saccade.image_store import ImageStore
+from saccade.rewards import Rubric
+from saccade.tasks import BETWEEN_SEEDS, Task
+from saccade.types import Sample
+
+__all__ = ["Few"]
+
+TRAIN = "train"
+
+
+class Few:
+    """Another task whose split `train` ends after `items` samples; other splits are as they are.
+
+    Of a split without end each seed has the first samples of its own stretch, of one that ends a
+    draw without replacement.
+    """
+
+    def __init__(self, task: Task, *, items: int, seed: int) -> None:
+        self.task = task
+        size = task.size(TRAIN)
+        if size is None:
+            self._places = seed * BETWEEN_SEEDS + np.arange(items)
+        else:
+            self._places = np.random.default_rng([seed, 17]).permutation(size)[:items]
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def rubric(self) -> Rubric:
+        return self.task.rubric
+
+    def load(
+        self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None
+    ) -> Sequence[Sample]:
+        if split != TRAIN:
+            return self.task.load(split, store=store, start=start, count=count)
+        stop = len(self._places) if count is None else start + count
+        found: list[Sample] = []
+        for place in self._places[start:stop]:
+            found += self.task.load(split, store=store, start=int(place), count=1)
+        return found
+
+    def size(self, split: str) -> int | None:
+        return len(self._places) if split == TRAIN else self.task.size(split)
+
+    def gold(self, sample: Sample) -> str:
+        return self.task.gold(sample)
+
+    def wrong(self, sample: Sample) -> str:
+        return self.task.wrong(sample)
+
+    def inside(self, sample: str) -> Task:
+        """The whole task, which has every sample of this one."""
+        return self.task
