@@ -32,6 +32,9 @@ from saccade.recipe_files import changed, check_same_run, dump_recipe, load_reci
 from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import check_room
 from saccade.run_folder import RunFolder
+from saccade.synth import Demonstration
+from saccade.synth_chains import Made
+from saccade.tasks import BETWEEN_SEEDS
 from saccade.tasks.charts import Charts
 from saccade.types import Answer, Episode, Message, Parsed, StopReason, Text, TurnRecord
 
@@ -671,3 +674,87 @@ def test_rates_are_chosen_for_all_arms_alike_and_on_no_test_item(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         recipe(tmp_path, **{"ladder.reference": "rl", **settings})
+
+
+# --- data of arms ---------------------------------------------------------------------------------
+
+
+def test_self_made_chains_are_the_base_s_and_of_questions_that_rl_does_not_read(
+    played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str, int, range, bool]] = []
+
+    def self_made(recipe: Recipe, *, split: str, start: int, count: int, blank: bool) -> Made:
+        assert recipe.run is not None
+        questions = range(start, start + count)
+        asked.append((recipe.run.parts[-2], recipe.model, recipe.seed, questions, blank))
+        found = Demonstration("shapes_vsr/train/0", ("<answer> true </answer>",), "self-made")
+        return Made((found,), count, 70)
+
+    monkeypatch.setattr(ladder_work, "self_made", self_made)
+    arms = {
+        "warm": {"stage": "sft", "data": "self-made"},
+        "blank": {"like": "warm", "data": "self-made-blank"},
+        "more": {"like": "warm", "start": "warm"},
+        "rl": {"stage": "rl", "start": "warm"},
+    }
+    settings = {
+        "ladder.arms": arms,
+        "ladder.reference": "warm",
+        "ladder.self_made": 50,
+        "task.name": "shapes_vsr",
+    }
+    results = ladder.run(recipe(tmp_path, **settings))
+    of = {(arm, seed): (model, questions, blank) for arm, model, seed, questions, blank in asked}
+    assert set(of) == {(arm, seed) for arm in ("warm", "blank", "more") for seed in (3, 5)}
+    assert {model for model, _, _ in of.values()} == {"saccade-tiny-base"}
+    assert {arm for (arm, _), (_, _, blank) in of.items() if blank} == {"blank"}
+    assert of["warm", 3][1] == of["blank", 3][1]  # the same questions, told in two ways
+    stretches = [set(of[arm, seed][1]) for arm in ("warm", "more") for seed in (3, 5)]
+    assert len(set().union(*stretches)) == 4 * 50
+    for seed in (3, 5):
+        read = range(seed * BETWEEN_SEEDS, seed * BETWEEN_SEEDS + 10**6)
+        assert not any(set(read[:5000]) & stretch for stretch in stretches)
+        assert all(
+            seed * BETWEEN_SEEDS <= q < (seed + 1) * BETWEEN_SEEDS for q in of["more", seed][1]
+        )
+    assert results["arms"]["warm"]["training"][0]["written"] == 70
+
+
+def test_claims_ask_for_their_pairs_and_stand_in_the_results(
+    played: Played, tmp_path: Path
+) -> None:
+    claims = [{"arm": "rl-text", "above": ["sft"], "metric": "lenient", "more_than": 0.0}]
+    results = ladder.run(recipe(tmp_path, **{"ladder.claims": claims}))
+    [claim] = results["claims"]
+    assert (claim["arm"], claim["above"], claim["strata"]) == ("rl-text", ["sft"], ["all"])
+    pairs = {(p["a"], p["b"], p["metric"]) for p in results["splits"]["test"]["pairs"]}
+    assert {("rl-text", "sft", "lenient"), ("rl-text", "sft", "accuracy")} <= pairs
+
+
+@pytest.mark.parametrize(
+    ("claim", "words"),
+    [
+        ({"above": ["nobody"], "more_than": 0.0}, "must name arms"),
+        ({"above": ["sft"]}, "just one of more_than, at_least and less_than"),
+        ({"above": ["sft"], "more_than": 0.0, "less_than": 1.0}, "just one of"),
+    ],
+)
+def test_a_claim_without_a_bound_or_an_arm_is_refused(
+    claim: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError, match=words):
+        recipe(tmp_path, **{"ladder.claims": [claim]})
+
+
+def test_the_shipped_ladder_of_boxes_has_the_arms_that_could_refute_it() -> None:
+    shipped = load_recipe(SHIPPED.with_name("grounded-tiny.yaml"))
+    arms = arms_of(shipped.ladder)
+    assert arms["grpo-gr"].start == arms["grpo-gr-published"].start == "warm-up"
+    assert arms["words"].start == "warm-up-blank"
+    assert arms["grpo-gr-weak"].start is None
+    above = {name for claim in shipped.ladder.claims for name in claim.above}
+    assert {"direct", "cot", "one-shot", "few-shot", "words", "warm-up"} <= above
+    assert {claim.metric for claim in shipped.ladder.claims} >= {"accuracy", "f1", "invalid"}
+    sizes = {arms[f"grpo-gr-{n}"].settings["task.train_items"] for n in (20, 500, 7000)}
+    assert sizes == {20, 500, 7000}
