@@ -404,7 +404,7 @@ def test_openthinkimg_lists_a_schema_on_a_line_and_the_form_of_a_turn() -> None:
 
 
 def test_unknown_dialects_and_styles_are_named_in_the_error() -> None:
-    with pytest.raises(RecipeError, match=r"'xml'.*hermes, openthinkimg"):
+    with pytest.raises(RecipeError, match=r"'xml'.*hermes, mixed, openthinkimg"):
         dialect("xml")
     with pytest.raises(RecipeError, match=r"'long'.*schema, signature"):
         dialect("hermes", style="long")  # type: ignore[arg-type]
@@ -615,5 +615,32 @@ def test_the_fuzzer_runs_from_the_command_line() -> None:
     command = [sys.executable, str(SCRIPT), "--count", "100", "--processes", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     said = " ".join(done.stdout.split())  # a narrow console wraps
-    assert "100 strings through grounded and hermes and openthinkimg" in said
+    assert "100 strings through grounded and hermes and mixed and openthinkimg" in said
     assert "no exception" in said
+
+
+# --- both ways of looking -------------------------------------------------------------------------
+
+
+def test_a_turn_with_tags_thinks_with_boxes_and_any_other_points() -> None:
+    both = dialect("mixed", tools=["look", "ocr"])
+    thought = (
+        "<think> red star [10, 20, 30, 40] </think> <rethink> above </rethink> "
+        "<answer> true </answer>"
+    )
+    assert both.parse(thought) == dialect("grounded").parse(thought)
+    assert both.parse(thought).calls == ()
+    for text in ("bar 4 [810, 200, 870, 260]", "ocr: bar 4 [1, 2, 3, 4]", "83, 68\n15", "15"):
+        assert both.parse(text) == dialect("pointing", tools=["look", "ocr"]).parse(text)
+    assert both.parse("<answer> 15").answer is None
+
+
+@given(st.text(alphabet="<>/thinkrea swo1,[]\n", max_size=80))
+def test_what_the_mixed_dialect_writes_it_reads(text: str) -> None:
+    both = dialect("mixed", tools=["look"])
+    parsed = both.parse(text)
+    try:
+        written = both.render(parsed)
+    except ValueError:
+        return
+    assert both.parse(written) == parsed

@@ -8,7 +8,7 @@ from saccade.assemble import task_of
 from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.recipe_files import load_recipe, recipe_hash
-from saccade.tasks import Task, source, stream, task_named
+from saccade.tasks import Task, find, stream, task_named
 from saccade.tasks.few import Few
 from saccade.types import Sample
 
@@ -58,17 +58,27 @@ def test_of_a_split_that_ends_items_are_drawn_without_repeating_one() -> None:
 def test_the_few_are_named_and_scored_as_in_the_whole_task() -> None:
     few = mixed(4, seed=2)
     for sample in few.load("train", store=ImageStore()):
-        inner = source(few, sample.id)
-        assert inner.name == sample.id.partition("/")[0]
-        number = int(sample.id.rpartition("/")[2])
-        [again] = inner.load("train", store=ImageStore(), start=number, count=1)
+        again = find(few, sample.id, store=ImageStore())
+        assert again is not None
         assert (again.id, again.question) == (sample.id, sample.question)
         assert few.gold(sample) == sample.answer != few.wrong(sample)
 
 
 def test_an_id_of_no_part_is_refused() -> None:
     with pytest.raises(RecipeError, match="is of no part of task mix"):
-        source(mixed(4, seed=2), "charts/train/0")
+        find(mixed(4, seed=2), "charts/train/0", store=ImageStore())
+
+
+def test_a_part_of_a_mix_may_ask_in_words_of_its_own() -> None:
+    parts = [{"name": "shapes_vsr", "request": "Think with boxes."}, "shapes_tally"]
+    mix = task_named("mix", {"parts": parts})
+    first, second = mix.load("test", store=ImageStore(), count=2)
+    assert first.question.endswith("? Think with boxes.")
+    assert second.question.endswith("there?")
+    again = find(mix, first.id, store=ImageStore())
+    assert again is not None
+    assert again.question == first.question
+    assert find(mix, "shapes_vsr/test/x", store=ImageStore()) is None
 
 
 def test_a_recipe_says_how_many() -> None:

@@ -219,13 +219,16 @@ def rollout(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    episodes: Annotated[int, typer.Option(min=0, help="Episodes shown whole.")] = 12,
+) -> None:
     """Write report.html of a run."""
     from saccade.ladder.page.report import write_ladder_report
     from saccade.report import write_report
 
     is_ladder = (run / "ladder.json").is_file()
-    typer.echo(write_ladder_report(run) if is_ladder else write_report(run))
+    typer.echo(write_ladder_report(run) if is_ladder else write_report(run, episodes=episodes))
 
 
 @app.command()

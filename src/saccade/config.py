@@ -529,7 +529,7 @@ class Recipe(Section):
     """Bit-identical weights on the same machine, also after a resume; somewhat slower."""
     model: str = "saccade-tiny-base"
     """Folder of a model, or the name of a built-in one."""
-    dialect: Literal["grounded", "hermes", "openthinkimg", "plain", "pointing"] = "hermes"
+    dialect: Literal["grounded", "hermes", "mixed", "openthinkimg", "plain", "pointing"] = "hermes"
     """Text form of tool calls, or of reasoning with boxes."""
     notation: Literal["inline", "json", "qwen2", "internvl"] | None = None
     """How the model writes boxes into its thoughts; null: as its family was taught."""

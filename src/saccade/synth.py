@@ -23,7 +23,7 @@ from saccade.image_store import ImageStore
 from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.rollout import Setup, rollout
-from saccade.tasks import Task, source
+from saccade.tasks import Task, find
 from saccade.types import Episode, Sample
 
 __all__ = [
@@ -96,7 +96,7 @@ def samples_by_id(task: Task, ids: Sequence[str], setup: Setup) -> list[Sample]:
     listed: dict[str, Sample] | None = None
     with progress("demonstrations: pictures", total=len(ids)) as bar:
         for name in ids:
-            sample = _at_its_place(task, name, setup.store)
+            sample = find(task, name, store=setup.store)
             if sample is None or sample.id != name:
                 if listed is None:
                     listed = _of_train(task, setup.store)
@@ -106,19 +106,6 @@ def samples_by_id(task: Task, ids: Sequence[str], setup: Setup) -> list[Sample]:
             found.append(sample)
             bar.advance()
     return found
-
-
-def _at_its_place(task: Task, name: str, store: ImageStore) -> Sample | None:
-    """What stands where the name says; None where it says no place that there is."""
-    parts = name.rsplit("/", 2)
-    if len(parts) != 3 or not parts[2].isdecimal():
-        return None
-    task = source(task, name)
-    size = _size(task, parts[1])
-    if size is not None and int(parts[2]) >= size:
-        return None
-    [sample] = task.load(parts[1], store=store, start=int(parts[2]), count=1)
-    return sample
 
 
 def _of_train(task: Task, store: ImageStore) -> dict[str, Sample]:

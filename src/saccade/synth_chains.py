@@ -119,14 +119,15 @@ def _dotted(thought: str, notation: Notation, setup: Setup) -> str:
 def asked_where(sample: Sample) -> str:
     """The question where the things are that a question is about."""
     if sample.kind == "count":
-        return sample.question.replace("How many", "Where are all").replace(" are there", "")
+        asked, _, _ = sample.question.partition(" are there?")
+        return asked.replace("How many", "Where are all") + "?"
     first, second = _names(sample)
     return f"Where are the {first}, the {second}?"
 
 
 def _names(sample: Sample) -> tuple[str, str]:
     first, _, second = sample.question.removeprefix("Is the ").partition(f" {sample.kind} the ")
-    return first, second.removesuffix("?")
+    return first, second.partition("?")[0]
 
 
 def _pointed(episode: Episode, notation: Notation, frame: FrameOf) -> tuple[BoxNamed, ...]:

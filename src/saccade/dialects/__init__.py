@@ -12,6 +12,7 @@ from typing import Protocol, get_args, runtime_checkable
 
 from saccade.dialects.grounded import Grounded
 from saccade.dialects.hermes import Hermes
+from saccade.dialects.mixed import Mixed
 from saccade.dialects.notations import NOTATIONS, BoxWritten, Notation, notation_named
 from saccade.dialects.openthinkimg import OpenThinkIMG
 from saccade.dialects.plain import Plain
@@ -28,6 +29,7 @@ __all__ = [
     "FrameOf",
     "Grounded",
     "Hermes",
+    "Mixed",
     "Notation",
     "OpenThinkIMG",
     "Plain",
@@ -71,8 +73,8 @@ class Dialect(Protocol):
         ...
 
 
-DIALECTS: dict[str, type[Grounded | Hermes | OpenThinkIMG | Plain | Pointing]] = {
-    kind.name: kind for kind in (Grounded, Hermes, OpenThinkIMG, Plain, Pointing)
+DIALECTS: dict[str, type[Grounded | Hermes | Mixed | OpenThinkIMG | Plain | Pointing]] = {
+    kind.name: kind for kind in (Grounded, Hermes, Mixed, OpenThinkIMG, Plain, Pointing)
 }
 
 
@@ -94,4 +96,7 @@ def dialect(
         return Pointing(style, tools[0], tuple(tools[1:]))
     if name == Grounded.name and notation is not None:
         return Grounded(style, notation)
+    if name == Mixed.name:
+        calls = (tools[0], tuple(tools[1:])) if tools else ("look", ())
+        return Mixed(style, notation or NOTATIONS["inline"], *calls)
     return DIALECTS[name](style)

@@ -15,12 +15,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from saccade import plugins
-from saccade.errors import RecipeError
+from saccade.errors import DataError, RecipeError
 from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
 from saccade.types import Sample
 
-__all__ = ["BETWEEN_SEEDS", "CLUSTER", "TASKS", "Task", "Within", "source", "stream", "task_named"]
+__all__ = ["BETWEEN_SEEDS", "CLUSTER", "TASKS", "Finder", "Task", "find", "stream", "task_named"]
 
 GROUP: plugins.Group = "saccade.tasks"
 
@@ -71,19 +71,30 @@ class Task(Protocol):
 
 
 @runtime_checkable
-class Within(Protocol):
-    """A task whose samples are those of others, under the same ids."""
+class Finder(Protocol):
+    """A task whose samples have other places than their ids say."""
 
-    def inside(self, sample: str) -> Task:
-        """The task that the sample of this id is from."""
+    def find(self, sample: str, *, store: ImageStore) -> Sample | None:
+        """The sample of this id; None where it has none."""
         ...
 
 
-def source(task: Task, sample: str) -> Task:
-    """The task that can load the sample of this id by the number at its end."""
-    while isinstance(task, Within):
-        task = task.inside(sample)
-    return task
+def find(task: Task, sample: str, *, store: ImageStore) -> Sample | None:
+    """The sample of an id `.../split/number`; None where that says no place that there is."""
+    if isinstance(task, Finder):
+        return task.find(sample, store=store)
+    parts = sample.rsplit("/", 2)
+    if len(parts) != 3 or not parts[2].isdecimal():
+        return None
+    number = int(parts[2])
+    try:
+        size = task.size(parts[1])
+    except DataError:  # rows that there are not: their ids may look like places
+        return None
+    if size is not None and number >= size:
+        return None
+    [found] = task.load(parts[1], store=store, start=number, count=1)
+    return found
 
 
 def task_named(name: str, options: Mapping[str, object]) -> Task:

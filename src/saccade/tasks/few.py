@@ -11,7 +11,7 @@ import numpy as np
 
 from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
-from saccade.tasks import BETWEEN_SEEDS, Task
+from saccade.tasks import BETWEEN_SEEDS, Task, find
 from saccade.types import Sample
 
 __all__ = ["Few"]
@@ -62,6 +62,6 @@ class Few:
     def wrong(self, sample: Sample) -> str:
         return self.task.wrong(sample)
 
-    def inside(self, sample: str) -> Task:
-        """The whole task, which has every sample of this one."""
-        return self.task
+    def find(self, sample: str, *, store: ImageStore) -> Sample | None:
+        """As the whole task finds it, which has every sample of this one."""
+        return find(self.task, sample, store=store)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
-from saccade.tasks import Task, task_named
+from saccade.tasks import Task, find, task_named
 from saccade.types import Sample
 
 __all__ = ["Mix"]
@@ -22,17 +22,20 @@ class Mix:
     name = "mix"
 
     def __init__(self, *, parts: Sequence[str | Mapping[str, object]]) -> None:
-        """Names of tasks, or mappings of `name` and their options. Raises RecipeError where a part
-        is no task, stands twice or scores by other rules than the first.
+        """Names of tasks, or mappings of `name` and their options; `request` is said behind each
+        question of a part. Raises RecipeError where a part is no task, stands twice or scores by
+        other rules than the first.
         """
         told = [{"name": p} if isinstance(p, str) else dict(p) for p in parts]
         if not told or any("name" not in t for t in told):
             raise RecipeError(f"Task mix needs parts with names, got {list(parts)!r}.")
         self._parts: dict[str, Task] = {}
+        self._requests: dict[str, str] = {}
         for options in told:
             name = str(options.pop("name"))
             if name in self._parts:
                 raise RecipeError(f"Task mix has the part {name!r} twice.")
+            self._requests[name] = str(options.pop("request", ""))
             self._parts[name] = task_named(name, options)
         self.rubric: Rubric = next(iter(self._parts.values())).rubric
         for name, part in self._parts.items():
@@ -56,7 +59,8 @@ class Mix:
             if numbers:
                 first = numbers[0] // width
                 samples = part.load(split, store=store, start=first, count=len(numbers))
-                named = (_named(sample, part.name) for sample in samples)
+                request = self._requests[part.name]
+                named = (_named(sample, part.name, request) for sample in samples)
                 found |= dict(zip(numbers, named, strict=True))
         return [found[n] for n in range(start, stop)]
 
@@ -67,12 +71,20 @@ class Mix:
         return min(ends) * len(sizes) if ends else None
 
     def gold(self, sample: Sample) -> str:
-        return self.inside(sample.id).gold(sample)
+        return self._part(sample.id).gold(sample)
 
     def wrong(self, sample: Sample) -> str:
-        return self.inside(sample.id).wrong(sample)
+        return self._part(sample.id).wrong(sample)
 
-    def inside(self, sample: str) -> Task:
+    def find(self, sample: str, *, store: ImageStore) -> Sample | None:
+        """The sample of this id, asked as its part asks; None where its part has none."""
+        part = self._part(sample)
+        found = find(part, sample, store=store)
+        if found is None:
+            found = find(part, sample.removeprefix(f"{part.name}/"), store=store)
+        return found and _named(found, part.name, self._requests[part.name])
+
+    def _part(self, sample: str) -> Task:
         """The part that a sample is from: ids begin with the name of their task."""
         name = sample.partition("/")[0]
         if name in self._parts:
@@ -80,6 +92,8 @@ class Mix:
         raise RecipeError(f"Sample {sample!r} is of no part of task mix.")
 
 
-def _named(sample: Sample, part: str) -> Sample:
-    """The sample under an id that begins with its part."""
-    return sample if sample.id.startswith(f"{part}/") else replace(sample, id=f"{part}/{sample.id}")
+def _named(sample: Sample, part: str, request: str) -> Sample:
+    """The sample under an id that begins with its part, asked as its part asks."""
+    name = sample.id if sample.id.startswith(f"{part}/") else f"{part}/{sample.id}"
+    asked = f"{sample.question} {request}" if request else sample.question
+    return replace(sample, id=name, question=asked)
