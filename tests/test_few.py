@@ -69,6 +69,14 @@ def test_an_id_of_no_part_is_refused() -> None:
         find(mixed(4, seed=2), "charts/train/0", store=ImageStore())
 
 
+def test_a_mix_may_train_on_some_of_its_parts() -> None:
+    some = task_named("mix", {**PARTS, "train": ["shapes_tally"]})
+    assert {i.partition("/")[0] for i in ids(some, "train", 6)} == {"shapes_tally"}
+    assert ids(some, "test", 4) == ids(task_named("mix", PARTS), "test", 4)
+    with pytest.raises(RecipeError, match="can't train on 'charts'"):
+        task_named("mix", {**PARTS, "train": ["charts"]})
+
+
 def test_a_part_of_a_mix_may_ask_in_words_of_its_own() -> None:
     parts = [{"name": "shapes_vsr", "request": "Think with boxes."}, "shapes_tally"]
     mix = task_named("mix", {"parts": parts})

@@ -736,7 +736,7 @@ def test_claims_ask_for_their_pairs_and_stand_in_the_results(
     ("claim", "words"),
     [
         ({"above": ["nobody"], "more_than": 0.0}, "must name arms"),
-        ({"above": ["sft"]}, "just one of more_than, at_least and less_than"),
+        ({"above": ["sft"]}, "just one of more_than, at_least, less_than"),
         ({"above": ["sft"], "more_than": 0.0, "less_than": 1.0}, "just one of"),
     ],
 )

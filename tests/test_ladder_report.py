@@ -793,6 +793,22 @@ def test_a_claim_without_its_figure_is_not_known_and_one_beyond_its_bound_is_mis
     assert verdict in told.verdict
 
 
+@pytest.mark.parametrize(
+    ("interval", "verdict"),
+    [([-0.02, -0.05, 0.01], "met"), ([-0.02, -0.03, -0.01], "missed"), ([0.1, 0.0, 0.2], "met")],
+)
+def test_nothing_is_lost_where_the_interval_reaches_the_bound(
+    interval: list[float], verdict: str
+) -> None:
+    results = _grounded()
+    results["claims"] = [
+        {"above": ["direct"], "metric": "accuracy", "strata": ["counts"], "not_below": 0.0}
+    ]
+    results["splits"]["test"]["pairs"][0]["by_stratum"]["counts"] = interval
+    [told] = statements(results, "test")
+    assert (told.claim[-29:], told.verdict) == ("not told to be below 0 points", verdict)
+
+
 def test_a_ladder_without_claims_and_without_looks_claims_nothing() -> None:
     assert statements(_grounded() | {"claims": []}, "test") == ()
 

@@ -423,12 +423,16 @@ class ClaimConfig(Section):
     """The same, and the bound itself is enough."""
     less_than: float | None = None
     """All of the interval is below this."""
+    not_below: float | None = None
+    """Not all of the interval is below this: nothing is lost that can be told."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> ClaimConfig:
-        bounds = (self.more_than, self.at_least, self.less_than)
+        bounds = (self.more_than, self.at_least, self.less_than, self.not_below)
         if sum(bound is not None for bound in bounds) != 1:
-            raise ValueError("a claim needs just one of more_than, at_least and less_than")
+            raise ValueError(
+                "a claim needs just one of more_than, at_least, less_than and not_below"
+            )
         return self
 
 

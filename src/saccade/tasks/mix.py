@@ -21,9 +21,12 @@ class Mix:
 
     name = "mix"
 
-    def __init__(self, *, parts: Sequence[str | Mapping[str, object]]) -> None:
+    def __init__(
+        self, *, parts: Sequence[str | Mapping[str, object]], train: Sequence[str] = ()
+    ) -> None:
         """Names of tasks, or mappings of `name` and their options; `request` is said behind each
-        question of a part. Raises RecipeError where a part is no task, stands twice or scores by
+        question of a part. `train` names the parts that split `train` is made of, where these are
+        not all. Raises RecipeError where a part is no task, stands twice or scores by
         other rules than the first.
         """
         told = [{"name": p} if isinstance(p, str) else dict(p) for p in parts]
@@ -41,6 +44,12 @@ class Mix:
         for name, part in self._parts.items():
             if part.rubric != self.rubric:
                 raise RecipeError(f"Task mix can't score {name!r}: its rubric is another one.")
+        for name in train:
+            if name not in self._parts:
+                raise RecipeError(
+                    f"Task mix can't train on {name!r}: its parts are {', '.join(self._parts)}."
+                )
+        self._trained = [name for name in self._parts if not train or name in train]
 
     def load(
         self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None
@@ -52,9 +61,10 @@ class Mix:
                 raise RecipeError(f"Split {split!r} of task mix has no end; say how many items.")
             count = max(0, size - start)
         stop = start + count if size is None else min(start + count, size)
-        width = len(self._parts)
+        parts = self._of(split)
+        width = len(parts)
         found: dict[int, Sample] = {}
-        for place, part in enumerate(self._parts.values()):
+        for place, part in enumerate(parts):
             numbers = range(start + (place - start) % width, stop, width)
             if numbers:
                 first = numbers[0] // width
@@ -66,9 +76,13 @@ class Mix:
 
     def size(self, split: str) -> int | None:
         """As often as all parts can take their turn; None where none of them ends."""
-        sizes = [part.size(split) for part in self._parts.values()]
+        sizes = [part.size(split) for part in self._of(split)]
         ends = [size for size in sizes if size is not None]
         return min(ends) * len(sizes) if ends else None
+
+    def _of(self, split: str) -> list[Task]:
+        names = self._trained if split == "train" else list(self._parts)
+        return [self._parts[name] for name in names]
 
     def gold(self, sample: Sample) -> str:
         return self._part(sample.id).gold(sample)

@@ -7,7 +7,7 @@ Left out on purpose: corrections for the number of comparisons.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 from saccade.ladder.page.results import (
@@ -78,26 +78,29 @@ def _claimed(
 
 
 def _claim(told: str, value: Any, claim: Mapping[str, Any], *, is_difference: bool) -> Statement:
-    bounds = {key: number_of(at(claim, key)) for key in ("more_than", "at_least", "less_than")}
-    key, bound = next((k, b) for k, b in bounds.items() if b is not None)
-    unit = "points" if is_difference else "%"
-    words = {"more_than": "more than", "at_least": "at least", "less_than": "less than"}
-    told = f"{told}: {words[key]} {100 * bound:g} {unit}"
+    key, bound = next((k, b) for k in _BOUNDS if (b := number_of(at(claim, k))) is not None)
+    words, end, reaches = _BOUNDS[key]
+    told = f"{told}: {words} {100 * bound:g} {'points' if is_difference else '%'}"
     estimate, low, high = interval_of(value)
     if estimate is None:
         return Statement(told, _reason(value), "not known")
-
-    def holds(share: float) -> bool:
-        if key == "less_than":
-            return share < bound
-        return share > bound if key == "more_than" else share >= bound - 1e-9
-
-    end = high if key == "less_than" else low
-    whole = None if end is None else holds(end)
     found = interval_text(value, is_difference=is_difference)
-    if not holds(estimate):
-        return Statement(told, found, "missed", whole)
-    return Statement(told, found, "met" if whole else "met by the estimate alone", whole)
+    last = low if end == "low" else high
+    whole = None if last is None else reaches(last, bound)
+    if whole:
+        return Statement(told, found, "met", True)
+    if key != "not_below" and reaches(estimate, bound):
+        return Statement(told, found, "met by the estimate alone", whole)
+    return Statement(told, found, "missed", whole)
+
+
+_BOUNDS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
+    "more_than": ("more than", "low", lambda share, bound: share > bound),
+    "at_least": ("at least", "low", lambda share, bound: share >= bound - 1e-9),
+    "less_than": ("less than", "high", lambda share, bound: share < bound),
+    "not_below": ("not told to be below", "high", lambda share, bound: share >= bound - 1e-9),
+}
+"""How each bound is said, and which end of the interval must reach it."""
 
 
 def _of_looking(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:
