@@ -21,6 +21,7 @@ from saccade.image_store import ImageStore
 from saccade.images import root_view
 from saccade.ladder.figures import statistics
 from saccade.ladder.page import tables
+from saccade.ladder.page.curves import item_curves
 from saccade.ladder.page.report import format_ladder, write_ladder_report
 from saccade.ladder.page.results import ToolArms, tool_arms
 from saccade.ladder.page.statements import statements
@@ -834,3 +835,27 @@ def test_other_strata_are_told_as_they_are_named_and_boxes_beside_them(tmp_path:
     assert "relations" in printed
     assert "F1, counts" in printed
     assert "look" not in printed
+
+
+def test_arms_that_differ_in_their_number_of_items_alone_make_a_curve() -> None:
+    results = _grounded()
+    some = results["splits"]["test"]["arms"]["ours"]
+    for items in (20, 500):
+        name = f"ours-{items}"
+        results["arms"][name] = copy.deepcopy(results["arms"]["ours"])
+        results["arms"][name]["settings"] = {"task.train_items": items, "sft.epochs": items}
+        results["splits"]["test"]["arms"][name] = copy.deepcopy(some)
+    results["arms"]["ours"]["stage"] = results["arms"]["ours-20"]["stage"] = "rl"
+    results["arms"]["ours-500"]["stage"] = "rl"
+    [group] = item_curves(results)
+    assert group.legend == [("ours", "var(--c0)")]
+    titles = {(curve.title, curve.unit) for curve in group.curves}
+    assert titles == {
+        (title, stratum)
+        for title in ("Accuracy", "F1 of boxes")
+        for stratum in ("counts", "relations", "all")
+    }
+    assert item_curves(_grounded()) == []
+    results["arms"]["ours-500"]["settings"]["rl.gate"] = "answer"
+    results["arms"]["ours-20"]["settings"]["rl.kl_beta"] = 0.5
+    assert item_curves(results) == []

@@ -431,10 +431,13 @@ def smoothed(points: Points, stroke: int) -> list[Line]:
     return [Line(points, stroke, is_faint=True), Line(_running_mean(points), stroke)]
 
 
-def curve_svg(lines: Sequence[Line], *, prefix: str) -> Markup:
+def curve_svg(
+    lines: Sequence[Line], *, prefix: str, ticks: Mapping[float, str] | None = None
+) -> Markup:
     """The lines over steps; the page's style sheet fills in the colours, light or dark.
 
-    `prefix` keeps ids apart from those of the page's other pictures.
+    `prefix` keeps ids apart from those of the page's other pictures. With `ticks`, the words at
+    places, these are on a logarithmic axis.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -449,7 +452,12 @@ def curve_svg(lines: Sequence[Line], *, prefix: str) -> Markup:
         spine.set_visible(side == "bottom")
         spine.set_color(_LINE)
     axes.tick_params(colors=_INK, labelsize=8, length=0)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    if ticks is None:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    else:
+        axes.set_xscale("log")
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xticks([], minor=True)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     for line in lines:
         width, alpha = (0.7, 0.35) if line.is_faint else (1.8, None)

@@ -321,6 +321,7 @@ def _results(found: _Ladder) -> dict[str, Any]:
             "differs": arm.differs,
             "stage": arm.stage,
             "start": arm.start,
+            "data": arm.data,
             "settings": dict(arm.settings),
             "seeds": list(found.seeds(arm)),
             "rate": found.rates.get(name),

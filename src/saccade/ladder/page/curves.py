@@ -8,16 +8,35 @@ Left out on purpose: smoothing and drawing (`saccade.report` does).
 
 from __future__ import annotations
 
+import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from saccade.ladder.page.results import arm_names, at, list_of, stored_rows, tool_arms
-from saccade.report import STROKES, Curve, Line, Points, curve_svg, number_of, smoothed
+from saccade.ladder.page.results import (
+    arm_names,
+    at,
+    figures_of,
+    list_of,
+    stored_rows,
+    strata_of,
+    tool_arms,
+)
+from saccade.report import (
+    STROKES,
+    Curve,
+    Line,
+    Points,
+    curve_svg,
+    interval_of,
+    number_of,
+    smoothed,
+)
 from saccade.run_folder import stage_of_tool
 
-__all__ = ["CurveGroup", "curve_groups", "tool_curves"]
+__all__ = ["CurveGroup", "curve_groups", "item_curves", "tool_curves"]
 
 
 class CurveGroup(NamedTuple):
@@ -77,6 +96,72 @@ def curve_groups(run: Path, results: Mapping[str, Any]) -> list[CurveGroup]:
             if drawn:
                 groups.append(CurveGroup(title, drawn, legend))
     return groups
+
+
+ITEMS = "task.train_items"
+_BY_ITEMS = {"accuracy": "Accuracy", "f1": "F1 of boxes"}
+
+
+def item_curves(results: Mapping[str, Any]) -> list[CurveGroup]:
+    """Accuracy and F1 by the number of items that training read, of arms that differ in nothing
+    else (but the passes over them), with 95% intervals; what reads a stream stands at the right.
+    """
+    families: dict[str, dict[float, str]] = defaultdict(dict)
+    for name in arm_names(results):
+        arm = results["arms"][name]
+        settings = dict(at(arm, "settings") or {})
+        items = number_of(settings.pop(ITEMS, None))
+        settings.pop("sft.epochs", None)
+        told = [at(arm, "stage"), at(arm, "start"), at(arm, "data"), settings]
+        families[json.dumps(told, sort_keys=True)][items or math.inf] = name
+    several = [of for of in families.values() if len(of) > 1][:STROKES]
+    sizes = sorted({size for of in several for size in of if size < math.inf})
+    if not sizes:
+        return []
+    stream = 3 * sizes[-1]
+    ticks = {size: f"{size:,.0f}" for size in sizes}
+    if any(math.inf in of for of in several):
+        ticks[stream] = "stream"
+    legend = [(min(of.values(), key=len), f"var(--c{n})") for n, of in enumerate(several)]
+    groups = []
+    for split in at(results, "splits") or {}:
+        drawn = []
+        for metric, title in _BY_ITEMS.items():
+            for stratum in strata_of(results, split):
+                lines: list[Line] = []
+                for stroke, of in enumerate(several):
+                    lines += _with_bars(results, split, of, metric, stratum, stroke, stream)
+                if lines:
+                    prefix = f"items-{split}-{metric}-{stratum}"
+                    svg = curve_svg(lines, prefix=prefix, ticks=ticks)
+                    drawn.append(Curve(title, stratum, svg))
+        if drawn:
+            groups.append(CurveGroup(f"By the number of training items, {split}", drawn, legend))
+    return groups
+
+
+def _with_bars(
+    results: Mapping[str, Any],
+    split: str,
+    of: Mapping[float, str],
+    metric: str,
+    stratum: str,
+    stroke: int,
+    stream: float,
+) -> list[Line]:
+    """A line through the estimates and a faint one over each interval."""
+    points: Points = []
+    bars: list[Line] = []
+    for size in sorted(of):
+        value = at(figures_of(results, split, of[size]), "by_stratum", metric, stratum)
+        estimate, low, high = interval_of(value)
+        if estimate is None:
+            continue
+        place = min(size, stream)
+        points.append((place, estimate))
+        if low is not None and high is not None:
+            bars.append(Line([(place, low), (place, high)], stroke, is_faint=True))
+    return [*bars, Line(points, stroke)] if points else []
 
 
 _OF_TOOLS = (

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saccade.atomic_files import write_atomic
-from saccade.ladder.page.curves import curve_groups, tool_curves
+from saccade.ladder.page.curves import curve_groups, item_curves, tool_curves
 from saccade.ladder.page.items import chosen_items
 from saccade.ladder.page.results import (
     ALL,
@@ -57,7 +57,7 @@ def write_ladder_report(run: Path, *, items: int = 6) -> Path:
     results = read_results(run)
     splits = list(at(results, "splits") or {})
     told = [split_tables(results, split, link=f"split-{i}") for i, split in enumerate(splits)]
-    curves = [*tool_curves(run, results), *curve_groups(run, results)]
+    curves = [*item_curves(results), *tool_curves(run, results), *curve_groups(run, results)]
     chosen = chosen_items(run, results, split=splits[0], limit=items) if splits else []
     ledger = ledger_table(run)
     sections = [
