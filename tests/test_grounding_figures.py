@@ -178,6 +178,22 @@ def test_every_figure_has_its_interval() -> None:
     assert pair.difference.estimate == 0.0
 
 
+def test_what_a_control_changed_is_told_by_kind() -> None:
+    whole = row(written(*TWO))
+    rows = [
+        replace(whole, id="a", kind="left of", before="2", answer="3"),
+        replace(whole, id="b", kind="left of", before="2", answer="2"),
+        replace(whole, id="c", kind="inside", before="2", answer="2"),
+        replace(whole, id="d", kind="behind"),
+    ]
+    summary = summarise(rows, bootstrap=100)
+    changed = {kind: interval.estimate for kind, interval in summary.changed_kinds.items()}
+    assert changed == {"left of": 0.5, "inside": 0.0}  # of d nothing was changed
+    heads = [str(c) for c in format_table(results_json({"a": summary}, ())).columns[0].cells]
+    assert "changed, left of" in heads
+    assert "changed_kinds" not in summarise([whole], bootstrap=100).to_json()
+
+
 def named_episode(*told: tuple[str, Box]) -> Episode:
     """Evidence is a red star and two blue squares."""
     names = ("red star", "blue square", "blue square")

@@ -261,6 +261,8 @@ class Summary:
     """For each episode of which it is known; None without any."""
     grounding: dict[GroundingMetric, dict[str, Interval]] = field(default_factory=dict)
     """What boxes in thoughts came to, by figure and stratum; empty where nobody asked for any."""
+    changed_kinds: dict[str, Interval] = field(default_factory=dict)
+    """Share of answers that a control changed, by kind; empty without a control."""
 
     def to_json(self) -> dict[str, Any]:
         """An arm of `results.json`: intervals as [estimate, low, high]."""
@@ -281,6 +283,7 @@ class Summary:
             "truncated": self.truncated,
             "seconds": self.seconds,
             **({"grounding": _by_name(self.grounding)} if self.grounding else {}),
+            **({"changed_kinds": _lists(self.changed_kinds)} if self.changed_kinds else {}),
         }
 
 
@@ -312,7 +315,10 @@ def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int =
         return {name: interval for name, interval in found.items() if interval}
 
     kinds = {k: [r for r in rows if r.kind == k] for k in sorted({r.kind for r in rows} - {""})}
-    by_kind = {k: _interval(r, VALUES["accuracy"], bootstrap, seed) for k, r in kinds.items()}
+    by_kind, changed = (
+        {k: _interval(r, VALUES[metric], bootstrap, seed) for k, r in kinds.items()}
+        for metric in ("accuracy", "changed")
+    )
     tools: Counter[str] = Counter()
     for row in rows:
         tools.update(row.calls)
@@ -336,6 +342,7 @@ def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int =
         seconds=sum(r.seconds for r in rows) / len(rows),
         image_tokens=sum(pictures) / len(pictures) if pictures else None,
         grounding={m: found for m in get_args(GroundingMetric) if (found := by_stratum(m))},
+        changed_kinds={kind: interval for kind, interval in changed.items() if interval},
     )
 
 
@@ -565,6 +572,9 @@ def format_table(results: Mapping[str, Any]) -> Table:
         of_arms = [arm.get("grounding", {}).get(metric, {}) for arm in arms.values()]
         for stratum in dict.fromkeys(s for found in of_arms for s in found):
             line(f"{metric} {stratum}", (_cell(found.get(stratum)) for found in of_arms))
+    for kind in dict.fromkeys(k for arm in arms.values() for k in arm.get("changed_kinds", {})):
+        cells = (_cell(arm.get("changed_kinds", {}).get(kind)) for arm in arms.values())
+        line(f"changed, {kind}", cells)
     each = (("calls", 2), ("completion_tokens", 1), ("image_tokens", 1), ("seconds", 2))
     for key, digits in each:
         cells = (_number(arm.get(key), digits) for arm in arms.values())

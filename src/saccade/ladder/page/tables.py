@@ -236,6 +236,7 @@ _OF_BOXES = {
     "agreement_random": "random boxes on it",
     "invalid": "invalid",
     "redundant": "redundant",
+    "changed": "changed by the control",
 }
 
 
