@@ -17,7 +17,7 @@ from saccade.controls import CONTROLS, Counterfactual, counterfactual
 from saccade.dialects import NOTATIONS, dialect
 from saccade.engines import Sampling, TurnRequest
 from saccade.engines.scripted import ScriptedEngine
-from saccade.errors import RecipeError
+from saccade.errors import DataError, RecipeError
 from saccade.geometry import Box, Frame
 from saccade.image_store import ImageStore
 from saccade.images import root_view
@@ -265,6 +265,39 @@ def test_an_evaluation_asks_twice_and_measures_the_second_answer(
     again = measure.run(recipe(rows, tmp_path / "r", f"eval.control={control}"), arm="a")
     assert again == summary
     assert len(asked) == 7
+
+
+def test_a_model_is_asked_behind_the_masks_of_another_s_gaze(
+    rows: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    measure.run(recipe(rows, tmp_path / "theirs"), arm="a")
+    stored = {r["id"]: r["named"] for r in RunFolder(tmp_path / "theirs").rows("rows")}
+    assert stored["q3"] == []
+    assert len(stored["q0"]) == 2
+    assert stored["q0"][0][0] == 0
+    asked.clear()
+    of = f"eval.gaze_of={tmp_path / 'theirs'}"
+    summary = measure.run(recipe(rows, tmp_path / "ours", "eval.control=gaze-masked", of), arm="b")
+    assert summary.n == 4
+    assert len(asked) == 4 + 3  # q3 has no boxes there
+    assert all(not begun for begun in asked)  # pictures are changed, no chain is gone on with
+    told = {r["id"]: r.get("before") for r in RunFolder(tmp_path / "ours").rows("rows")}
+    assert told == {"q0": "true", "q1": "true", "q2": "true", "q3": None}
+
+
+def test_masks_need_a_control_that_masks_and_boxes_of_the_same_items(
+    rows: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    with pytest.raises(RecipeError, match=r"needs an eval\.control that masks"):
+        recipe(rows, tmp_path / "r", "eval.control=stripped", f"eval.gaze_of={tmp_path}")
+    mask = "eval.control=gaze-masked"
+    nowhere = recipe(rows, tmp_path / "r", mask, f"eval.gaze_of={tmp_path / 'nowhere'}")
+    with pytest.raises(RecipeError, match="is no folder of an evaluation"):
+        measure.run(nowhere, arm="a")
+    (tmp_path / "empty").mkdir()
+    empty = recipe(rows, tmp_path / "s", mask, f"eval.gaze_of={tmp_path / 'empty'}")
+    with pytest.raises(DataError, match="has no boxes for sample 'q0'"):
+        measure.run(empty, arm="a")
 
 
 def test_without_a_control_each_sample_is_asked_once(

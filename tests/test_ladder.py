@@ -27,7 +27,7 @@ from saccade.evaluate import SampleRow
 from saccade.image_store import ImageStore
 from saccade.ladder import runs as ladder
 from saccade.ladder import work as ladder_work
-from saccade.ladder.arms import arms_of
+from saccade.ladder.arms import arms_of, with_starts
 from saccade.recipe_files import changed, check_same_run, dump_recipe, load_recipe
 from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import check_room
@@ -719,6 +719,32 @@ def test_self_made_chains_are_the_base_s_and_of_questions_that_rl_does_not_read(
             seed * BETWEEN_SEEDS <= q < (seed + 1) * BETWEEN_SEEDS for q in of["more", seed][1]
         )
     assert results["arms"]["warm"]["training"][0]["written"] == 70
+
+
+def test_masks_of_another_arm_s_gaze_are_asked_when_it_has_been_measured(
+    played: Played, tmp_path: Path
+) -> None:
+    masks = {"eval.control": "gaze-masked", "eval.gaze_of": "rl"}
+    arms = ARMS | {"base-masked": {"like": "base", "set": masks}}
+    of: list[str] = []
+    ask = played.measure
+
+    def measure(recipe: Recipe, **options: Any) -> Any:
+        if recipe.eval.gaze_of is not None:
+            assert (recipe.eval.gaze_of / "rows.jsonl").is_file()
+            of.append(str(recipe.eval.gaze_of.relative_to(tmp_path)))
+        return ask(recipe, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ladder_work.measure, "run", measure)
+        ladder.run(recipe(tmp_path, **{"ladder.arms": arms}))
+    assert of == ["arms/rl/seed-3/test", "arms/rl/seed-5/test"]
+    with pytest.raises(RecipeError, match="must name an arm above it"):
+        ladder.run(recipe(tmp_path / "b", **{"ladder.arms": {"first": {"set": masks}, **ARMS}}))
+    [*found] = with_starts(
+        arms_of(recipe(tmp_path, **{"ladder.arms": arms}).ladder), ["base-masked"]
+    )
+    assert found == ["sft", "rl", "base-masked"]
 
 
 def test_claims_ask_for_their_pairs_and_stand_in_the_results(

@@ -358,6 +358,18 @@ class EvalConfig(Section):
     ) = None
     """Asks each sample twice, the second time with other boxes in the chain of the first, or
     other pixels; the second answer is measured. null: once."""
+    gaze_of: Path | None = None
+    """Folder of an evaluation of the same items whose boxes are masked, in a ladder the name of an
+    arm; null: those that the measured model wrote itself."""
+
+    @model_validator(mode="after")
+    def _gaze_is_masked(self) -> EvalConfig:
+        if self.gaze_of is not None and not (self.control or "").endswith("masked"):
+            raise ValueError(
+                "eval.gaze_of says whose boxes are masked, so it needs an eval.control that masks: "
+                f"gaze-masked, rest-masked or random-masked, got {self.control}"
+            )
+        return self
 
 
 _RATES = "all arms try the same rates, ladder.sft_rates and ladder.rl_rates"

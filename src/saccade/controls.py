@@ -18,17 +18,18 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from saccade.dialects.notations import Notation
-from saccade.geometry import Frame
+from saccade.geometry import Box, Frame
 from saccade.grounding_figures import elsewhere
 from saccade.image_store import ImageStore
 from saccade.types import Episode, ImageRef, Sample
 
-__all__ = ["CONTROLS", "Control", "Counterfactual", "counterfactual"]
+__all__ = ["CONTROLS", "MASKS", "Control", "Counterfactual", "counterfactual", "masked"]
 
 ChainControl = Literal["stripped", "shuffled", "random", "exchanged", "jittered"]
 MaskControl = Literal["gaze-masked", "rest-masked", "random-masked"]
 Control = ChainControl | MaskControl
-CONTROLS: tuple[str, ...] = (*get_args(ChainControl), *get_args(MaskControl))
+MASKS: tuple[str, ...] = get_args(MaskControl)
+CONTROLS: tuple[str, ...] = (*get_args(ChainControl), *MASKS)
 
 END = "</think>"
 """Where a chain with its boxes ends."""
@@ -69,9 +70,10 @@ def counterfactual(
     """
     if control == "shuffled" and partner is None:
         raise ValueError(f"Control shuffled needs a partner for sample {episode.sample.id!r}.")
+    if control in MASKS:
+        named = [box for turn in episode.turns for box in turn.named]
+        return masked(control, episode.sample, [(b.image, b.box) for b in named], store, seed=seed)
     rng = np.random.default_rng([seed, *episode.sample.id.encode()])
-    if control in get_args(MaskControl):
-        return _masked(control, episode, store, rng)
     begun = _chain(episode)
     if begun is None:
         return None
@@ -144,15 +146,23 @@ def _written(values: _Values, frame: Frame) -> _Values:
     return (a, b, c, d)
 
 
-def _masked(
-    control: str, episode: Episode, store: ImageStore, rng: np.random.Generator
+def masked(
+    control: Control,
+    sample: Sample,
+    gaze: Sequence[tuple[ImageRef, Box]],
+    store: ImageStore,
+    *,
+    seed: int = 0,
 ) -> Counterfactual | None:
-    named = [box for turn in episode.turns for box in turn.named]
-    if not named:
+    """The sample with parts of its pictures gray, by boxes that need not be of the model that is
+    asked; None without any.
+    """
+    if not gaze:
         return None
+    rng = np.random.default_rng([seed, *sample.id.encode()])
     images = []
-    for image in episode.sample.images:
-        boxes = [b.box for b in named if b.image == image]
+    for image in sample.images:
+        boxes = [box for on, box in gaze if on == image]
         if control == "random-masked":
             boxes = [elsewhere(b, image, rng) for b in boxes]
         is_rest = control == "rest-masked"
@@ -160,4 +170,4 @@ def _masked(
             images.append(image)
             continue
         images.append(store.add(store.view(image).masked(boxes, outside=is_rest)))
-    return Counterfactual(replace(episode.sample, images=tuple(images)), "")
+    return Counterfactual(replace(sample, images=tuple(images)), "")

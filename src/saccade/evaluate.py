@@ -127,6 +127,8 @@ class SampleRow:
     """The answer to the same question before a control changed something; None where none did."""
     grounding: Grounding | None = None
     """What the boxes in its thoughts came to; None where nobody asked for any."""
+    named: tuple[tuple[int, float, float, float, float], ...] | None = None
+    """These boxes: number of the question's picture, corners in its pixels; None as above."""
 
     def __post_init__(self) -> None:
         if self.stratum == ALL:
@@ -146,7 +148,7 @@ class SampleRow:
     def to_json(self) -> dict[str, Any]:
         """As JSON values; `from_json` reads it back."""
         found = {**asdict(self), "stop": self.stop.value}
-        later = ("before", "grounding")  # rows of earlier versions are without
+        later = ("before", "grounding", "named")  # rows of earlier versions are without
         return {k: v for k, v in found.items() if k not in later or v is not None}
 
     @classmethod
@@ -220,6 +222,18 @@ def row_of(
         grounding=None
         if grounded_in is None or is_ours
         else grounding_of(episode, frame=grounded_in),
+        named=None if grounded_in is None or is_ours else _named(episode),
+    )
+
+
+def _named(episode: Episode) -> tuple[tuple[int, float, float, float, float], ...]:
+    """The boxes of its thoughts on the question's pictures."""
+    images = episode.sample.images
+    return tuple(
+        (images.index(n.image), n.box.x0, n.box.y0, n.box.x1, n.box.y1)
+        for turn in episode.turns
+        for n in turn.named
+        if n.image in images
     )
 
 

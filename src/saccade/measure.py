@@ -15,7 +15,7 @@ from pathlib import Path
 
 from saccade.assemble import answering, check_same_start, task_of
 from saccade.config import Recipe
-from saccade.controls import Counterfactual, counterfactual
+from saccade.controls import Counterfactual, counterfactual, masked
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
 from saccade.errors import DataError, RecipeError
@@ -26,6 +26,7 @@ from saccade.evaluate import (
     row_of,
     summarise,
 )
+from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.ledger import note_reading
 from saccade.observing import partner_of
@@ -195,6 +196,8 @@ def _counterfactuals(
     """
     control, notation = recipe.eval.control, setup.boxes_as
     assert control is not None
+    if recipe.eval.gaze_of is not None:
+        return _masked_as(episodes, recipe, setup)
     if notation is None:
         raise RecipeError(f"eval.control {control} needs to know how boxes are written: notation.")
     if not setup.engine.capabilities.ids:
@@ -213,6 +216,31 @@ def _counterfactuals(
         )
         if changed is not None and episode.stop is not None:
             found[episode.sample.id] = changed
+    return found
+
+
+def _masked_as(
+    episodes: Sequence[Episode], recipe: Recipe, setup: Setup
+) -> dict[str, Counterfactual]:
+    """The samples with parts of their pictures gray by the boxes of another evaluation."""
+    config = recipe.eval
+    assert config.control is not None
+    assert config.gaze_of is not None
+    if not config.gaze_of.is_dir():
+        raise RecipeError(f"eval.gaze_of {str(config.gaze_of)!r} is no folder of an evaluation.")
+    rows = {row.id: row for row in rows_of(RunFolder(config.gaze_of), items=config.items)}
+    found = {}
+    for episode in episodes:
+        sample = episode.sample
+        if sample.id not in rows or rows[sample.id].named is None:
+            raise DataError(
+                f"eval.gaze_of {str(config.gaze_of)!r} has no boxes for sample {sample.id!r}; "
+                "evaluate it on the same items, with notation set."
+            )
+        gaze = [(sample.images[n], Box(*box)) for n, *box in rows[sample.id].named or ()]
+        changed = masked(config.control, sample, gaze, setup.store, seed=recipe.seed)
+        if changed is not None and episode.stop is not None:
+            found[sample.id] = changed
     return found
 
 

@@ -111,6 +111,7 @@ _ADDED: dict[str, Any] = {
     "rollout.request": "",
     "rollout.example": "",
     "eval.control": None,
+    "eval.gaze_of": None,
     "task.train_items": None,
     "rl.gate": None,
     "rl.judge": None,

@@ -35,6 +35,11 @@ class Arm:
     """Trained arms below it."""
 
     @property
+    def gaze_of(self) -> str | None:
+        """The arm whose boxes are masked where this one is asked; None: its own, if any."""
+        return self.settings.get("eval.gaze_of")
+
+    @property
     def is_trained(self) -> bool:
         return self.stage in ("sft", "rl")
 
@@ -63,15 +68,24 @@ def arms_of(config: LadderConfig) -> dict[str, Arm]:
             )
         below = found[start] if start else None
         is_trained = stage in ("sft", "rl")
+        settings = {**(like.settings if like else {}), **given.set}
+        masks = settings.get("eval.gaze_of")
+        if masks is not None and masks not in found:
+            raise RecipeError(
+                f"ladder.arms.{name}: eval.gaze_of must name an arm above it "
+                f"({', '.join(found) or 'there is none'}), got {masks}."
+            )
         found[name] = Arm(
             name=name,
             stage=stage,
             start=start,
             data=data,
-            settings={**(like.settings if like else {}), **given.set},
+            settings=settings,
             episodes=episodes,
             differs=_difference(given.model_dump(exclude_unset=True), like=given.like),
-            varies=is_trained or (below is not None and below.varies),
+            varies=is_trained
+            or (below is not None and below.varies)
+            or (masks is not None and found[masks].varies),
             depth=(below.depth if below else 0) + is_trained,
         )
     return found
@@ -82,11 +96,12 @@ def with_starts(arms: dict[str, Arm], only: Sequence[str]) -> dict[str, Arm]:
     if not only:
         return arms
     wanted: set[str] = set()
-    for name in only:
-        below: str | None = name
-        while below is not None:
-            wanted.add(below)
-            below = arms[below].start
+    asked = list(only)
+    while asked:
+        name = asked.pop()
+        if name not in wanted:
+            wanted.add(name)
+            asked += [n for n in (arms[name].start, arms[name].gaze_of) if n is not None]
     return {name: arm for name, arm in arms.items() if name in wanted}
 
 

@@ -70,7 +70,9 @@ def run(recipe: Recipe) -> dict[str, Any]:
         found.rates |= folder.read_json("rates.json") or {}
         with workers(config.jobs, found.top) as work:
             _train(found, work, folder)
-            work([job for _, _, job in _measurements(found)], "measure")
+            asked = _measurements(found)
+            work([job for _, arm, job in asked if arm.gaze_of is None], "measure")
+            work([job for _, arm, job in asked if arm.gaze_of is not None], "measure masked")
         results = _results(found)
         folder.write_json("ladder.json", results)
     return results
@@ -297,13 +299,18 @@ def _measurements(
         for arm in found.arms.values():
             for seed in found.seeds(arm) if arm.stage in stages else ():
                 model = found.model(arm.name if arm.is_trained else arm.start, seed)
+                settings: dict[str, Any] = {"eval.split": split}
+                if arm.gaze_of is not None:
+                    other = found.arms[arm.gaze_of]
+                    own = seed if seed in found.seeds(other) else found.seeds(other)[0]
+                    settings["eval.gaze_of"] = str(found.place(other, own) / split)
                 job = found.job(
                     "score" if arm.stage == "score" else "measure",
                     arm,
                     seed,
                     run=found.place(arm, seed) / split,
                     model=model,
-                    settings={"eval.split": split},
+                    settings=settings,
                 )
                 asked.append((split, arm, job))
     return asked
