@@ -784,3 +784,21 @@ def test_the_shipped_ladder_of_boxes_has_the_arms_that_could_refute_it() -> None
     assert {claim.metric for claim in shipped.ladder.claims} >= {"accuracy", "f1", "invalid"}
     sizes = {arms[f"grpo-gr-{n}"].settings["task.train_items"] for n in (20, 500, 7000)}
     assert sizes == {20, 500, 7000}
+
+
+def test_the_shipped_mixed_recipe_holds_both_ways_of_looking_against_each() -> None:
+    shipped = load_recipe(SHIPPED.with_name("mixed-tiny.yaml"))
+    arms = arms_of(shipped.ladder)
+    trained_on = {
+        name: arm.settings.get("task.options", {}).get("train") for name, arm in arms.items()
+    }
+    assert trained_on["rl-both"] is None
+    assert trained_on["rl-charts"] == trained_on["sft-charts"] == ["charts"]
+    assert trained_on["rl-shapes"] == trained_on["sft-shapes"] == ["shapes_vsr", "shapes_tally"]
+    assert {arm.start for arm in arms.values() if arm.stage == "rl"} == {
+        "sft-both", "sft-charts", "sft-shapes",
+    }  # fmt: skip
+    assert {c.above: c.strata for c in shipped.ladder.claims if c.metric == "accuracy"} == {
+        ("rl-charts",): ("easy", "look"),
+        ("rl-shapes",): ("relations", "counts"),
+    }

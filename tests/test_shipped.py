@@ -26,6 +26,13 @@ def test_the_weights_say_which_recipes_made_them_and_these_are_the_shipped_ones(
         "seed": base.seed,
         "from": None,
     }
+    grounded = load_recipe(data_file(Path("tiny-grounded-base.yaml")))
+    assert told("saccade-tiny-grounded-base") == {
+        "stage": "pretrain",
+        "recipe": recipe_hash(grounded, stage="pretrain"),
+        "seed": grounded.seed,
+        "from": told("saccade-tiny-base"),
+    }
     cold = load_recipe(data_file(Path("charts-tiny.yaml")))
     assert told("saccade-tiny") == {
         "stage": "rl",

@@ -57,7 +57,7 @@ __all__ = [
     "weights_digest",
 ]
 
-BUILT_IN = ("saccade-tiny", "saccade-tiny-base")
+BUILT_IN = ("saccade-tiny", "saccade-tiny-base", "saccade-tiny-grounded-base")
 
 
 @dataclass(frozen=True, slots=True)
