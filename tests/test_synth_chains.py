@@ -91,6 +91,16 @@ def test_boxes_that_contradict_the_answer_lead_nowhere() -> None:
     assert chain_of(tally, fewer, pointed(tally), INLINE) is None
 
 
+def test_one_thing_told_twice_leads_nowhere() -> None:
+    tally = next(s for s in samples("shapes_tally") if int(s.answer) == 2)
+    first = tally.evidence[0].box
+    twice = named(tally, first, first.moved(0.02 * first.width, 0.0))
+    said = "red star 1 [1, 2, 30, 40], 2 [2, 2, 31, 40]"
+    assert chain_of(tally, twice, said, INLINE) is None
+    right = named(tally, *(e.box for e in tally.evidence))
+    assert chain_of(tally, right, said, INLINE) is not None
+
+
 def test_other_things_than_those_asked_for_lead_nowhere() -> None:
     sample = samples("shapes_vsr")[0]
     a, b = (e.box for e in sample.evidence)

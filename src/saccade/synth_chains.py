@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import combinations
 from typing import NamedTuple
 
 from saccade.assemble import answering, task_of
@@ -22,9 +23,11 @@ from saccade.dialects.grounded import Grounded
 from saccade.dialects.notations import Notation
 from saccade.engines import Sampling
 from saccade.errors import RecipeError
+from saccade.geometry import iou
 from saccade.grounding import boxes_named
 from saccade.image_store import ImageStore
 from saccade.progress import progress
+from saccade.rewards.grounded import SAME
 from saccade.rollout import Failures, Setup, rollout
 from saccade.synth import Demonstration
 from saccade.types import Answer, BoxNamed, Episode, Parsed, Sample
@@ -141,12 +144,14 @@ def _pointed(episode: Episode, notation: Notation, frame: FrameOf) -> tuple[BoxN
 def chain_of(
     sample: Sample, named: Sequence[BoxNamed], said: str, notation: Notation
 ) -> Parsed | None:
-    """The turn that the boxes lead to; None where they are not as many as were asked for, or
-    contradict the right answer.
+    """The turn that the boxes lead to; None where they are not as many as were asked for, repeat
+    each other, or contradict the right answer.
 
     Sides and counts follow from the boxes. Whether one thing is inside, touching or behind another
     does not, so there the answer stands among what is thought again.
     """
+    if any(iou(a.box, b.box) >= SAME for a, b in combinations(named, 2)):
+        return None  # one thing told twice
     if sample.kind == "count":
         if len(named) != int(sample.answer):
             return None
