@@ -74,7 +74,9 @@ def test_right_boxes_lead_to_a_turn_with_the_right_answer() -> None:
                 Grounded("silent", INLINE).parse(Grounded("silent", INLINE).render(chain)) == chain
             )
             if sample.kind not in ("count",):
-                assert (sample.kind in chain.rethought.split(", ")) == (sample.answer == "true")
+                asked, _, held = chain.rethought.partition(": ")
+                assert asked == sample.kind
+                assert (sample.kind in held.split(", ")) == (sample.answer == "true")
 
 
 def test_boxes_that_contradict_the_answer_lead_nowhere() -> None:

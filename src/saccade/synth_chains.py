@@ -148,7 +148,8 @@ def chain_of(
     each other, or contradict the right answer.
 
     Sides and counts follow from the boxes. Whether one thing is inside, touching or behind another
-    does not, so there the answer stands among what is thought again.
+    does not, so there the answer stands among what is thought again. What is asked is said again
+    beside what holds: from a question far back the tiny model did not learn to compare the two.
     """
     if any(iou(a.box, b.box) >= SAME for a, b in combinations(named, 2)):
         return None  # one thing told twice
@@ -167,4 +168,5 @@ def chain_of(
     if sample.kind not in SIDES and sample.answer == "true":
         told.append(sample.kind)
     thought = ", ".join(line for line in said.split("\n") if notation.find(line))
-    return Parsed(thought, answer=Answer(sample.answer), rethought=", ".join(told) or "near")
+    held = f"{sample.kind}: {', '.join(told) or 'near'}"
+    return Parsed(thought, answer=Answer(sample.answer), rethought=held)
