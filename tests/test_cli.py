@@ -319,6 +319,15 @@ def demo(shelf: Path, *overrides: str) -> Result:
     return ok("demo", *overrides, "--recipe", shelf / "smoke.yaml", "--run", shelf / "demo")
 
 
+def test_a_run_folder_in_the_recipe_or_among_its_changes_is_the_ladder_s(
+    smoke: Path, tmp_path: Path
+) -> None:
+    told = ok("ladder", smoke, f"run={tmp_path / 'mine'}", "ladder.only=[base]")
+    assert f"Report: {tmp_path / 'mine' / 'report.html'}" in told.stdout.replace("\n", "")
+    assert (tmp_path / "mine" / "ladder.json").is_file()
+    assert not (tmp_path / "runs").exists()
+
+
 ARMS = ["base", "sft", "v-toolrl", "rl-no-tools"]
 
 

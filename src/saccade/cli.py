@@ -77,17 +77,17 @@ def main() -> None:
 def demo(
     overrides: Overrides = None,
     recipe: Annotated[str, typer.Option(help="Recipe of the demo.")] = "charts-tiny",
-    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
 ) -> None:
     """A small ladder on this machine: base, cold start, RL with and without looking; the report."""
     from saccade import demo as stages
 
-    made = _recipe(recipe, overrides, run=run)
+    made = _in_folder(_recipe(recipe, overrides, run=run), "runs/demo")
     results = stages.run(made)
     episode, gaze = stages.ask_one(made)
     _print_episode(episode)
     typer.echo(f"Gaze: {gaze}")
-    _print_ladder(run, results)
+    _print_ladder(made, results)
 
 
 @app.command()
@@ -185,17 +185,18 @@ def evaluate(
 def ladder(
     recipe: RecipeArgument,
     overrides: Overrides = None,
-    run: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/ladder"),
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train and measure all arms of a recipe, with controls; goes on where it was stopped."""
     from saccade.ladder import runs as rungs
 
-    results = rungs.run(_recipe(recipe, overrides, run=run))
+    made = _in_folder(_recipe(recipe, overrides, run=run), "runs/ladder")
+    results = rungs.run(made)
     if as_json:
         typer.echo(json.dumps(results))
     else:
-        _print_ladder(run, results)
+        _print_ladder(made, results)
 
 
 @app.command()
@@ -631,6 +632,11 @@ def _recipe(name: str, overrides: list[str] | None, *, run: Path | None = None) 
     return recipe if run is None else recipe.model_copy(update={"run": run})
 
 
+def _in_folder(recipe: Recipe, default: str) -> Recipe:
+    """The recipe with a run folder: its own, where it or a change to it names one."""
+    return recipe.model_copy(update={"run": recipe.run or Path(default)})
+
+
 def _task(name: str, path: Path | None) -> Task:
     """A task by its name and data file, or the one of a recipe, with all that it sets."""
     from saccade.tasks import TASKS, task_named
@@ -665,12 +671,13 @@ def _built_in() -> dict[str, Path]:
     return {path.stem: path for path in folder.glob("*.yaml")}
 
 
-def _print_ladder(run: Path, results: dict[str, Any]) -> None:
+def _print_ladder(recipe: Recipe, results: dict[str, Any]) -> None:
     from rich.console import Console
 
     from saccade.ladder.page.report import format_ladder, write_ladder_report
 
-    page = write_ladder_report(run)
+    assert recipe.run is not None
+    page = write_ladder_report(recipe.run)
     Console().print(format_ladder(results))
     typer.echo(f"Report: {page}")
 
