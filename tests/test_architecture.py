@@ -36,7 +36,7 @@ LAYERS = (
     ("assemble",),
     ("ledger",),
     ("pretrain", "sft", "measure", "sampling", "synth_kept", "synth_chains", "ask", "validation"),
-    ("rl", "synth_gold"),
+    ("rl", "synth_gold", "attention"),
     ("benches", "ladder"),
     ("view",),
     ("report",),

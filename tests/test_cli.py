@@ -47,6 +47,7 @@ ROOT = Path(__file__).parent.parent
 TOP = (
     "demo",
     "ask",
+    "attention",
     "pretrain",
     "sft",
     "rl",

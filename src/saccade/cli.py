@@ -182,6 +182,25 @@ def evaluate(
 
 
 @app.command()
+def attention(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How much a model looks at the picture while it thinks again, with and without its boxes."""
+    from rich.console import Console
+
+    from saccade import attention as looks
+
+    found = looks.run(_recipe(recipe, overrides, run=run))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        Console().print(looks.format_attention(found))
+
+
+@app.command()
 def ladder(
     recipe: RecipeArgument,
     overrides: Overrides = None,

@@ -23,7 +23,15 @@ from saccade.grounding_figures import elsewhere
 from saccade.image_store import ImageStore
 from saccade.types import Episode, ImageRef, Sample
 
-__all__ = ["CONTROLS", "MASKS", "Control", "Counterfactual", "counterfactual", "masked"]
+__all__ = [
+    "CONTROLS",
+    "MASKS",
+    "Control",
+    "Counterfactual",
+    "chain_and_rethink",
+    "counterfactual",
+    "masked",
+]
 
 ChainControl = Literal["stripped", "shuffled", "random", "exchanged", "jittered"]
 MaskControl = Literal["gaze-masked", "rest-masked", "random-masked"]
@@ -33,6 +41,7 @@ CONTROLS: tuple[str, ...] = (*get_args(ChainControl), *MASKS)
 
 END = "</think>"
 """Where a chain with its boxes ends."""
+RETHINK, RETHOUGHT = "<rethink>", "</rethink>"
 JITTER = 0.05
 """Of a side: by how much an edge of a jittered box moves, at most."""
 
@@ -98,6 +107,22 @@ def _chain(episode: Episode) -> str | None:
 
 
 _Values = tuple[float, float, float, float]
+
+
+def chain_and_rethink(episode: Episode) -> tuple[str, str] | None:
+    """The first turn up to where it begins to think again, and what it then thinks; None where it
+    has no whole `<rethink>` after its thought.
+    """
+    chain = _chain(episode)
+    if chain is None:
+        return None
+    said = next(m.text for m in episode.messages if m.role == "assistant")
+    start = said.find(RETHINK, len(chain))
+    stop = said.find(RETHOUGHT, start)
+    if start < 0 or stop < 0:
+        return None
+    start += len(RETHINK)
+    return said[:start], said[start:stop]
 
 
 def _values(

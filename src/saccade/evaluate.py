@@ -42,6 +42,7 @@ __all__ = [
     "SampleRow",
     "Summary",
     "format_table",
+    "mean_interval",
     "paired",
     "results_json",
     "row_of",
@@ -441,6 +442,15 @@ def _interval(
             total, count = clusters.get(row.cluster, (0.0, 0))
             clusters[row.cluster] = (total + v, count + 1)
     return _bootstrap(list(clusters.values()), bootstrap, seed) if clusters else None
+
+
+def mean_interval(values: Sequence[float], *, resamples: int, seed: int) -> Interval:
+    """Mean of values that do not depend on each other, with its 95% bootstrap interval. Raises
+    ValueError without any.
+    """
+    if not values:
+        raise ValueError("There is no mean of no values.")
+    return _bootstrap([(v, 1) for v in values], resamples, seed)
 
 
 _ALIKE = 64

@@ -65,6 +65,11 @@ async def _self_made(recipe: Recipe, split: str, start: int, count: int, blank: 
     writes = Grounded("silent", notation)
     found: list[Demonstration] = []
     written = 0
+
+    def tokens_of(said: str) -> int:
+        assert setup.renderer is not None  # the model is loaded here
+        return len(setup.renderer.begun(said).ids)
+
     with progress("self-made demonstrations", total=count) as bar:
         for at in range(start, start + count, CHUNK):
             wanted = min(CHUNK, start + count - at)
@@ -83,7 +88,7 @@ async def _self_made(recipe: Recipe, split: str, start: int, count: int, blank: 
                 if chain is None:
                     continue
                 if blank:
-                    chain = replace(chain, thought=_dotted(chain.thought, notation, setup))
+                    chain = replace(chain, thought=notation.dotted(chain.thought, tokens_of))
                 with suppress(ValueError):  # it wrote tags where a thing was to be named
                     found.append(Demonstration(sample.id, (writes.render(chain),), "self-made"))
             store.forget(i for s in samples for i in s.images)
@@ -107,16 +112,6 @@ def notation_of(setup: Setup) -> Notation:
     if setup.boxes_as is None:
         raise RecipeError("Say how the model writes boxes: notation.")
     return setup.boxes_as
-
-
-def _dotted(thought: str, notation: Notation, setup: Setup) -> str:
-    """The thought with dots for boxes, one for each of their tokens."""
-    assert setup.renderer is not None
-    for box in reversed(notation.find(thought)):
-        tokens = len(setup.renderer.begun(thought[box.start : box.stop]).ids)
-        dots = notation.bare(box) + " ".join("." * tokens)
-        thought = thought[: box.start] + dots + thought[box.stop :]
-    return thought
 
 
 def asked_where(sample: Sample) -> str:

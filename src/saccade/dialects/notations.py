@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -92,6 +92,17 @@ class Notation(ABC):
             pieces.append(self.bare(written) if values is None else self.put(written, values))
             at = written.stop
         return "".join([*pieces, text[at:]])
+
+    def dotted(self, text: str, tokens_of: Callable[[str], int]) -> str:
+        """The text with dots in the place of its boxes, as many as make up for the tokens of each:
+        as long as it was, and says nothing.
+        """
+        for box in reversed(self.find(text)):
+            wanted, dotted = tokens_of(text[box.start : box.stop]), self.bare(box)
+            while tokens_of(dotted) < wanted:
+                dotted += " ."
+            text = text[: box.start] + dotted + text[box.stop :]
+        return text
 
 
 # --- numbers --------------------------------------------------------------------------------------
