@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_families import KINDS, save_family
 from typer.testing import CliRunner
 
 from saccade.assemble import Policy, image_features
@@ -27,6 +26,7 @@ from saccade.models.forward import load_model
 from saccade.renderers import renderer_for
 from saccade.tokens import Tree, batch, flatten
 from saccade.types import Episode, ImageRef, ImageShown, Message, Sample, Segment, Text
+from tiny_families import KINDS, save_family
 
 INLINE = NOTATIONS["inline"]
 CHAIN = "<think> the red [100, 200, 300, 400] </think> <rethink>"
@@ -158,13 +158,13 @@ def test_there_is_no_mean_of_nothing() -> None:
 
 
 def test_the_command_compares_three_forms_of_what_a_model_wrote(tmp_path: Path) -> None:
-    shared = ["attention", "grounded-tiny", "eval.split=validation", "eval.items=8"]
+    shared = ["attention", "grounded-tiny", "eval.split=validation", "eval.items=24"]
     asked = [*shared, "eval.temperature=1.0", "eval.bootstrap=100"]
     told = CliRunner().invoke(app, [*asked, "--run", str(tmp_path / "a"), "--json"])
     assert told.exit_code == 0, (told.output, told.exception)
     found = json.loads(told.stdout)
     assert found == json.loads((tmp_path / "a" / "attention.json").read_text())
-    assert 0 < found["compared"] <= found["items"] == 8
+    assert 0 < found["compared"] <= found["items"] == 24
     image = found["image"]
     assert set(image) == {"boxes", "dots", "stripped"}
     for form in image.values():
