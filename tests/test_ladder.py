@@ -684,8 +684,11 @@ def test_self_made_chains_are_the_base_s_and_of_questions_that_rl_does_not_read(
 ) -> None:
     asked: list[tuple[str, str, int, range, bool]] = []
 
-    def self_made(recipe: Recipe, *, split: str, start: int, count: int, blank: bool) -> Made:
+    def self_made(
+        recipe: Recipe, *, split: str, start: int, count: int, tries: int, blank: bool
+    ) -> Made:
         assert recipe.run is not None
+        assert tries == 3
         questions = range(start, start + count)
         asked.append((recipe.run.parts[-2], recipe.model, recipe.seed, questions, blank))
         found = Demonstration("shapes_vsr/train/0", ("<answer> true </answer>",), "self-made")
@@ -702,6 +705,7 @@ def test_self_made_chains_are_the_base_s_and_of_questions_that_rl_does_not_read(
         "ladder.arms": arms,
         "ladder.reference": "warm",
         "ladder.self_made": 50,
+        "ladder.self_made_tries": 3,
         "task.name": "shapes_vsr",
     }
     results = ladder.run(recipe(tmp_path, **settings))

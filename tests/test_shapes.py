@@ -185,7 +185,7 @@ def test_distractors_share_a_colour_or_a_form() -> None:
         color = words[2]
         others = [t for t in scene.scene.things if t not in scene.evidence]
         near += any(t.color == color or t.shape in words[3] for t in others)
-    assert near > 0.8 * COUNT
+    assert near > 0.6 * COUNT
 
 
 def test_unseen_shapes_and_sizes_are_in_their_split_alone() -> None:

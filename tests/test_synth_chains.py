@@ -116,13 +116,17 @@ def test_other_things_than_those_asked_for_lead_nowhere() -> None:
 
 @pytest.fixture
 def says(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A model that points right unless it is told how far off; what it was asked is kept."""
-    told: dict[str, Any] = {"off": 0.0, "asked": [], "evidence": True}
+    """A model that points right unless it is told how far off, or how often beside at first; what
+    it was asked is kept.
+    """
+    told: dict[str, Any] = {"off": 0.0, "beside": 0, "asked": [], "drawn": []}
     known = {s.id: s for name in TASKS for s in samples(name)}
 
     def script(request: TurnRequest) -> str:
         told["asked"].append(request.messages[-1].text)
-        return pointed(known[request.seed[1]], off=told["off"])
+        told["drawn"].append((request.seed, request.sampling.temperature))
+        is_off = len([s for s, _ in told["drawn"] if s[1] == request.seed[1]]) <= told["beside"]
+        return pointed(known[request.seed[1]], off=0.9 if is_off else told["off"])
 
     def answering(recipe: Recipe, *, store: ImageStore) -> Setup:
         return Setup(
@@ -175,6 +179,23 @@ def test_a_model_that_points_beside_makes_few(says: dict[str, Any]) -> None:
     says["off"] = 0.9  # out of the picture for the most part
     made = self_made(recipe(), split="train", start=1_000_000, count=30)
     assert len(made.demonstrations) < 5
+
+
+def test_a_model_is_asked_again_until_it_leads_to_the_right_answer(says: dict[str, Any]) -> None:
+    says["beside"] = 2  # greedily, and in the first draw
+    settings = recipe("task.name=shapes_tally")
+    asked = {"split": "train", "start": 1_000_000, "count": 12}
+    empty = {s.id for s in samples("shapes_tally", 12) if s.answer == "0"}  # nothing to miss
+    once = self_made(settings, **asked, tries=2)
+    assert {d.sample for d in once.demonstrations} <= empty
+    assert [t for _, t in says["drawn"]] == [0.0] * 12 + [1.0] * (12 - len(once.demonstrations))
+    says["drawn"].clear()
+    thrice = self_made(settings, **asked, tries=3)
+    assert [d.sample for d in thrice.demonstrations] == [
+        s.id for s in samples("shapes_tally", 12)
+    ]
+    assert len({s for s, _ in says["drawn"]}) == len(says["drawn"])  # each draw is another one
+    assert thrice.written > 0
 
 
 def test_what_is_made_is_the_same_in_other_pieces(

@@ -347,12 +347,15 @@ def synth_chains(
     count: Annotated[int, typer.Option(min=1, help="Samples to ask about.")] = 1600,
     start: Annotated[int, typer.Option(min=0, help="The first of them.")] = 1_000_000,
     split: Annotated[str, typer.Option(help="Split of the task.")] = "train",
+    tries: Annotated[int, typer.Option(min=1, help="Times that a sample is asked about.")] = 1,
 ) -> None:
     """Write demonstrations of reasoning with boxes that a base model makes itself."""
     from saccade.synth import write_demonstrations
     from saccade.synth_chains import self_made
 
-    made = self_made(_recipe(recipe, overrides), split=split, start=start, count=count)
+    made = self_made(
+        _recipe(recipe, overrides), split=split, start=start, count=count, tries=tries
+    )
     if not made.demonstrations:
         raise RecipeError(f"No chain of {made.asked} led to a right answer; nothing was written.")
     write_demonstrations(out, made.demonstrations)

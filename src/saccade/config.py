@@ -466,6 +466,9 @@ class LadderConfig(Section):
     self_made: Positive = 2000
     """Questions that self-made demonstrations are asked of, and as many others for an arm that
     starts from one that had them."""
+    self_made_tries: Positive = 1
+    """Times that the model is asked where things are, until it leads to the right answer: first
+    greedily, then with draws at temperature 1."""
     seeds: tuple[Whole, ...] = (0, 1, 2)
     """Each decides which demonstrations are drawn, their order and all rollouts."""
     splits: tuple[str, ...] = ("test",)

@@ -67,7 +67,7 @@ PATCH_RATE = 0.03
 """Learning rate of the patch embedding over that of the other parameters under AdamW."""
 
 
-SPARSE_FIRST, FIRST, SPARSE = 0.5, 10_000, 0.2
+SPARSE_FIRST, FIRST, SPARSE = 0.5, 10_000, 0.15
 """Share of scenes with few, large things, among the first pictures and later: colours and forms are
 learned on these.
 """
@@ -136,7 +136,7 @@ def _taught(
         scene = (
             shapes.sparse_item("pretrain", index)
             if rng.random() < (SPARSE_FIRST if index < FIRST else SPARSE)
-            else shapes.item("vsr" if index % 2 else "tally", "pretrain", index)
+            else shapes.item("vsr" if index % 5 < 2 else "tally", "pretrain", index)
         )
         image = scene.scene.image
         example = ""

@@ -50,50 +50,77 @@ class Made(NamedTuple):
     """Tokens that it wrote."""
 
 
-def self_made(recipe: Recipe, *, split: str, start: int, count: int, blank: bool = False) -> Made:
-    """Demonstrations from `count` samples of the recipe's task, at most one of each. `blank`: with
-    dots in the place of each box, as many as it has tokens, so that a chain says where nothing is
-    and is as long as with boxes.
+def self_made(
+    recipe: Recipe,
+    *,
+    split: str,
+    start: int,
+    count: int,
+    tries: int = 1,
+    blank: bool = False,
+) -> Made:
+    """Demonstrations from `count` samples of the recipe's task, at most one of each: what the model
+    is surest of, and, where that leads nowhere, the first of `tries` - 1 that it draws. `blank`:
+    with dots in the place of each box, so that a chain says where nothing is and is as long as with
+    boxes.
     """
-    return asyncio.run(_self_made(recipe, split, start, count, blank))
+    return asyncio.run(_self_made(recipe, split, start, count, tries, blank))
 
 
-async def _self_made(recipe: Recipe, split: str, start: int, count: int, blank: bool) -> Made:
+async def _self_made(
+    recipe: Recipe, split: str, start: int, count: int, tries: int, blank: bool
+) -> Made:
     task, store = task_of(recipe), ImageStore()
     setup = pointing_setup(recipe, store)
-    notation = notation_of(setup)
-    writes = Grounded("silent", notation)
+    notation_of(setup)
     found: list[Demonstration] = []
     written = 0
+    with progress("self-made demonstrations", total=count) as bar:
+        for at in range(start, start + count, CHUNK):
+            wanted = min(CHUNK, start + count - at)
+            samples = task.load(split, store=store, start=at, count=wanted)
+            kept: dict[str, Demonstration] = {}
+            for attempt in range(tries):
+                missing = [s for s in samples if s.id not in kept]
+                if not missing:
+                    break
+                episodes = await rollout(
+                    [replace(s, question=asked_where(s)) for s in missing],
+                    setup,
+                    past=[attempt] * len(missing),
+                    sampling=Sampling(float(attempt > 0), recipe.rollout.max_tokens_per_turn),
+                    seed=recipe.seed,
+                    concurrency=recipe.rollout.concurrency,
+                )
+                written += sum(e.completion_tokens for e in episodes)
+                for sample, episode in zip(missing, episodes, strict=True):
+                    demonstration = _made(sample, episode, setup, blank=blank)
+                    if demonstration is not None:
+                        kept[sample.id] = demonstration
+            found += [kept[s.id] for s in samples if s.id in kept]
+            store.forget(i for s in samples for i in s.images)
+            bar.advance(f"kept {len(found)}", by=wanted)
+    return Made(tuple(found), count, written)
+
+
+def _made(sample: Sample, episode: Episode, setup: Setup, *, blank: bool) -> Demonstration | None:
+    """The demonstration that an episode leads to; None where it leads to none."""
+    notation = notation_of(setup)
+    named = _pointed(episode, notation, setup.frame_of)
+    chain = chain_of(sample, named, episode.answer or "", notation)
+    if chain is None:
+        return None
 
     def tokens_of(said: str) -> int:
         assert setup.renderer is not None  # the model is loaded here
         return len(setup.renderer.begun(said).ids)
 
-    with progress("self-made demonstrations", total=count) as bar:
-        for at in range(start, start + count, CHUNK):
-            wanted = min(CHUNK, start + count - at)
-            samples = task.load(split, store=store, start=at, count=wanted)
-            episodes = await rollout(
-                [replace(s, question=asked_where(s)) for s in samples],
-                setup,
-                sampling=Sampling(0.0, recipe.rollout.max_tokens_per_turn),
-                seed=recipe.seed,
-                concurrency=recipe.rollout.concurrency,
-            )
-            written += sum(e.completion_tokens for e in episodes)
-            for sample, episode in zip(samples, episodes, strict=True):
-                named = _pointed(episode, notation, setup.frame_of)
-                chain = chain_of(sample, named, episode.answer or "", notation)
-                if chain is None:
-                    continue
-                if blank:
-                    chain = replace(chain, thought=notation.dotted(chain.thought, tokens_of))
-                with suppress(ValueError):  # it wrote tags where a thing was to be named
-                    found.append(Demonstration(sample.id, (writes.render(chain),), "self-made"))
-            store.forget(i for s in samples for i in s.images)
-            bar.advance(f"kept {len(found)}", by=wanted)
-    return Made(tuple(found), count, written)
+    if blank:
+        chain = replace(chain, thought=notation.dotted(chain.thought, tokens_of))
+    with suppress(ValueError):  # it wrote tags where a thing was to be named
+        turn = Grounded("silent", notation).render(chain)
+        return Demonstration(sample.id, (turn,), "self-made")
+    return None
 
 
 def pointing_setup(recipe: Recipe, store: ImageStore) -> Setup:

@@ -191,6 +191,7 @@ def _demonstrations(job: Job) -> tuple[list[Demonstration], dict[str, float]]:
             split="train",
             start=recipe.seed * BETWEEN_SEEDS + APART + job.arm.depth * count,
             count=count,
+            tries=recipe.ladder.self_made_tries,
             blank=job.action == "self-made-blank",
         )
         return list(made.demonstrations), {"episodes": made.asked, "written": made.written}

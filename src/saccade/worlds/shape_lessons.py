@@ -16,6 +16,8 @@ from saccade.worlds.lessons import Exchange, Lesson, box_text
 from saccade.worlds.shapes import (
     CLEAR,
     RELATIONS,
+    SHAPE_COLORS,
+    TRAINED_SHAPES,
     SceneItem,
     Thing,
     directions,
@@ -89,9 +91,6 @@ def shape_lessons(
     where there is one.
     """
     teacher = _Teacher(scene, rng, frame)
-    first = teacher.caption() if rng.random() < 0.4 else teacher.point_at_some()
-    second = teacher.point_at_one() if rng.random() < 0.75 else teacher.name()
-    third = teacher.point_at_all_of_a_kind() if rng.random() < 0.5 else teacher.point_at_some()
     manner = rng.random()
     asked = (
         teacher.behind_an_example(example)
@@ -102,7 +101,16 @@ def shape_lessons(
         if manner < 0.75
         else teacher.thought_with_boxes()
     )
-    fifth = teacher.from_text() if rng.random() < 0.7 else teacher.point_at_some()
+    if scene.kind == "count":
+        first = teacher.caption() if rng.random() < 0.2 else teacher.point_at_some()
+        second = teacher.point_at_what_is_counted()
+        third = teacher.point_at_none() if rng.random() < 0.3 else teacher.point_at_a_kind()
+        fifth = teacher.from_text() if rng.random() < 0.4 else teacher.point_at_one()
+    else:
+        first = teacher.caption() if rng.random() < 0.4 else teacher.point_at_some()
+        second = teacher.point_at_one() if rng.random() < 0.75 else teacher.name()
+        third = teacher.point_at_none() if rng.random() < 0.15 else teacher.point_at_some()
+        fifth = teacher.from_text() if rng.random() < 0.7 else teacher.point_at_some()
     return [(first,), (second,), (third,), (asked,), (fifth,)]
 
 
@@ -122,7 +130,7 @@ class _Teacher:
 
     def point_at_one(self) -> Exchange:
         if not self.single:
-            return self.point_at_all_of_a_kind()
+            return self.point_at_a_kind()
         thing = self._one()
         return Exchange("pointing", (f"Where is the {thing.name}?",), self._box(thing.box))
 
@@ -137,13 +145,27 @@ class _Teacher:
         called = ", ".join(f"the {t.name}" for t in chosen)
         return Exchange("pointing", (f"Where are {called}?",), self._listed(chosen))
 
-    def point_at_all_of_a_kind(self) -> Exchange:
-        """All of one name, numbered; now and then of a name that nothing has."""
-        if self.scene.kind == "count" and self.rng.random() < 0.7:
-            asked, alike = _counted_name(self.scene.question), list(self.scene.evidence)
-        else:
-            asked = self.things[int(self.rng.integers(len(self.things)))].name
-            alike = [t for t in self.things if t.name == asked]
+    def point_at_what_is_counted(self) -> Exchange:
+        return self._all_of(_counted_name(self.scene.question))
+
+    def point_at_a_kind(self) -> Exchange:
+        """All things of the name that one of them has."""
+        return self._all_of(self._any().name)
+
+    def point_at_none(self) -> Exchange:
+        """All things of a name that none has, with the colour or the shape of one of them."""
+        names = {t.name for t in self.things}
+        while True:
+            color = SHAPE_COLORS[int(self.rng.integers(len(SHAPE_COLORS)))]
+            shape = TRAINED_SHAPES[int(self.rng.integers(len(TRAINED_SHAPES)))]
+            thing = self._any()
+            name = f"{color} {thing.shape}" if self.rng.random() < 0.5 else f"{thing.color} {shape}"
+            if name not in names:
+                return self._all_of(name)
+
+    def _all_of(self, asked: str) -> Exchange:
+        """All things of a name, numbered from the left."""
+        alike = [t for t in self.things if t.name == asked]
         order = sorted(alike, key=lambda t: (t.box.x0, t.box.y0))
         boxes = [f"{n} {self._box(t.box)}" for n, t in enumerate(order, start=1)]
         listed = f"{asked} {', '.join(boxes)}" if boxes else f"no {asked}"
@@ -153,7 +175,7 @@ class _Teacher:
         return Exchange("pointing", (asking,), listed)
 
     def name(self) -> Exchange:
-        thing = self.things[int(self.rng.integers(len(self.things)))]
+        thing = self._any()
         return Exchange("naming", (f"What is at {self._box(thing.box)}?",), thing.name)
 
     def plain_answer(self) -> Exchange:
@@ -208,6 +230,9 @@ class _Teacher:
         size = float(self.rng.uniform(0.12, 0.35)) * min(width, height)
         x, y = self.rng.uniform(0, width - size), self.rng.uniform(0, height - size)
         return Box(float(x), float(y), float(x) + size, float(y) + size)
+
+    def _any(self) -> Thing:
+        return self.things[int(self.rng.integers(len(self.things)))]
 
     def _one(self) -> Thing:
         return self.single[int(self.rng.integers(len(self.single)))]

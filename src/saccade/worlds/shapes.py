@@ -191,12 +191,12 @@ def _tally(painter: _Painter, count: int, *, others: int | None = None) -> _Made
     rng = painter.rng
     [target] = painter.names(1)
     if others is None:
-        others = int(rng.integers(2 if count < 8 else 0, 8 if count < 8 else 4))
+        others = int(rng.integers(1, 5) if count < 8 else rng.integers(0, 3))
     shared = {n: (n[0] == target[0]) + (n[1] == target[1]) for n in painter.all_names}
     near, far = ([n for n, same in shared.items() if same == wanted] for wanted in (1, 0))
     wanted = [target] * count
     for _ in range(others):
-        among = near if rng.random() < 0.7 else far
+        among = near if rng.random() < 0.5 else far
         wanted.append(among[int(rng.integers(len(among)))])
     painter.crowd(len(wanted))
     for place in rng.permutation(len(wanted)):
