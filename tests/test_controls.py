@@ -300,6 +300,15 @@ def test_masks_need_a_control_that_masks_and_boxes_of_the_same_items(
         measure.run(empty, arm="a")
 
 
+def test_boxes_are_measured_in_the_family_s_notation_where_the_recipe_names_none(
+    rows: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    named = measure.run(recipe(rows, tmp_path / "named"), arm="a")
+    unnamed = measure.run(recipe(rows, tmp_path / "unnamed", "notation=null"), arm="a")
+    assert unnamed.grounding == named.grounding
+    assert named.grounding["boxes"]["all"].estimate == 1.5  # q3 has none
+
+
 def test_without_a_control_each_sample_is_asked_once(
     rows: Path, tmp_path: Path, asked: list[str]
 ) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from saccade.assemble import answering, check_same_start, task_of
 from saccade.config import Recipe
 from saccade.controls import Counterfactual, counterfactual, masked
+from saccade.dialects import Grounded, Mixed
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
 from saccade.errors import DataError, RecipeError
@@ -181,10 +182,18 @@ async def _ask(
                 episode,
                 task.rubric,
                 tokens_of=tokens_of,
-                grounded_in=setup.frame_of if recipe.notation else None,
+                grounded_in=setup.frame_of if _tells_boxes(recipe, setup) else None,
                 before=before.get(sample.id),
             ).to_json()
             folder.append("rows", {"number": number, **row})  # last: its sample is done
+
+
+def _tells_boxes(recipe: Recipe, setup: Setup) -> bool:
+    """Whether rows have figures of boxes: the dialect asks for them, or the recipe says how they
+    are written.
+    """
+    asks = isinstance(setup.dialect, Grounded | Mixed) and setup.boxes_as is not None
+    return asks or recipe.notation is not None
 
 
 def _counterfactuals(
