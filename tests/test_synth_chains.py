@@ -191,9 +191,7 @@ def test_a_model_is_asked_again_until_it_leads_to_the_right_answer(says: dict[st
     assert [t for _, t in says["drawn"]] == [0.0] * 12 + [1.0] * (12 - len(once.demonstrations))
     says["drawn"].clear()
     thrice = self_made(settings, **asked, tries=3)
-    assert [d.sample for d in thrice.demonstrations] == [
-        s.id for s in samples("shapes_tally", 12)
-    ]
+    assert [d.sample for d in thrice.demonstrations] == [s.id for s in samples("shapes_tally", 12)]
     assert len({s for s, _ in says["drawn"]}) == len(says["drawn"])  # each draw is another one
     assert thrice.written > 0
 

@@ -353,9 +353,7 @@ def synth_chains(
     from saccade.synth import write_demonstrations
     from saccade.synth_chains import self_made
 
-    made = self_made(
-        _recipe(recipe, overrides), split=split, start=start, count=count, tries=tries
-    )
+    made = self_made(_recipe(recipe, overrides), split=split, start=start, count=count, tries=tries)
     if not made.demonstrations:
         raise RecipeError(f"No chain of {made.asked} led to a right answer; nothing was written.")
     write_demonstrations(out, made.demonstrations)

@@ -94,6 +94,21 @@ class Scene:
     """Where it may: the frames of legends are as light as what JPEG adds."""
 
 
+class _Near:
+    """Areas by where they lie."""
+
+    def __init__(self, areas: Sequence[Area]) -> None:
+        self.areas = tuple(areas)
+        self._boxes = np.array([a.box.as_tuple() for a in areas]).reshape(-1, 4).T
+
+    def __call__(self, area: Area) -> list[Area]:
+        """Those whose boxes share a pixel with the area's."""
+        left, top, right, bottom = self._boxes
+        x0, y0, x1, y1 = area.box.as_tuple()
+        is_near = (left < x1) & (right > x0) & (top < y1) & (bottom > y0)
+        return [self.areas[n] for n in np.flatnonzero(is_near)]
+
+
 class _Even(NamedTuple):
     """Areas by label: 0 is what belongs to none."""
 
@@ -130,11 +145,13 @@ def seen(pixels: Pixels) -> Scene | None:
     ground = _spread(clean, on_ground)
     drawn = away(sharp, ground) > GROUND_AWAY
     areas = [a for a in _areas(fine, clean, fine_ground, ground) if not _is_ground(a, ground)]
+    near = _Near(areas)
     hatched = [
-        a for a in _areas(coarse, bare, coarse_ground, ground) if _is_broken(a, areas, drawn)
+        a for a in _areas(coarse, bare, coarse_ground, ground) if _is_broken(a, near(a), drawn)
     ]
-    hatched = _largest([*hatched, *_hatched(clean, drawn, ground, areas)])
-    whole = [a for a in areas if not any(covers(h, a) for h in hatched)]
+    hatched = _largest([*hatched, *_hatched(clean, drawn, ground, near)])
+    hatches = _Near(hatched)
+    whole = [a for a in areas if not any(covers(h, a) for h in hatches(a))]
     faint = drawn if sharp is pixels else away(pixels, ground) > FAINT_AWAY
     return Scene(sharp, (*whole, *hatched), ground, drawn, faint)
 
@@ -323,19 +340,20 @@ def _is_broken(area: Area, fine: Sequence[Area], drawn: Bits) -> bool:
 
 def _largest(areas: Sequence[Area]) -> list[Area]:
     """Of areas that cover each other, as two ways see them, the largest."""
-    kept: list[Area] = []
+    kept: dict[int, Area] = {}
+    near = _Near(areas)
     for area in sorted(areas, key=lambda a: -int(a.mask.sum())):
-        if not any(covers(other, area, least=0.5) for other in kept):
-            kept.append(area._replace(is_hatched=True))
-    return kept
+        if not any(id(other) in kept and covers(other, area, least=0.5) for other in near(area)):
+            kept[id(area)] = area._replace(is_hatched=True)
+    return list(kept.values())
 
 
-def _hatched(pixels: Pixels, drawn: Bits, ground: Pixels, areas: Sequence[Area]) -> list[Area]:
+def _hatched(pixels: Pixels, drawn: Bits, ground: Pixels, near: _Near) -> list[Area]:
     """Areas of one colour that thin strokes of another divide: what is left of it, closed up."""
     import cv2
 
     open_ = drawn.copy()
-    solid = [a for a in areas if _is_solid(a)]
+    solid = [a for a in near.areas if _is_solid(a)]
     for area in solid:
         window(open_, area)[area.mask] = False
     gap = np.ones((HATCH_PX - 2, HATCH_PX - 2), np.uint8)
@@ -361,7 +379,7 @@ def _hatched(pixels: Pixels, drawn: Bits, ground: Pixels, areas: Sequence[Area])
             colored = (window(own, area) & mask).sum()
             strokes = mask & ~window(own, area)
             on_strokes = (strokes & window(drawn, area)).sum() > 0.6 * strokes.sum()
-            is_one = any(share_of(other, area) > 0.85 for other in areas)
+            is_one = any(share_of(other, area) > 0.85 for other in near(area))
             if count >= 60 and colored >= 0.4 * count and on_strokes and not is_one:
                 found.append(area)
     return found
