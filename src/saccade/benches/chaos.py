@@ -39,7 +39,7 @@ from saccade.progress import progress
 from saccade.rewards import Rubric
 from saccade.rewards.builtin import answer
 from saccade.rollout import Limits, Setup, run_episode
-from saccade.tools import ToolBox, builtin_tools
+from saccade.tools import ToolBox, builtin_tools, tools_named
 from saccade.tools.running import InThreads
 from saccade.toolserver.controller import Controller, Way
 from saccade.toolserver.workers import Workers
@@ -47,7 +47,11 @@ from saccade.types import Episode, Sample, StopReason
 
 __all__ = ["Chaos", "bench_chaos"]
 
-GROUPS = {"cut": ("crop", "zoom"), "turn": ("rotate", "compare", "measure")}
+GROUPS = {
+    "cut": ("crop", "zoom"),
+    "turn": ("rotate", "compare", "measure"),
+    "eye": ("detect", "segment"),
+}
 EVERY_S = {"workers": 0.05, "ray": 1.0}
 """Between two pieces of trouble."""
 SLOWED_S = 0.3
@@ -145,13 +149,9 @@ def _essence(episode: Episode) -> object:
 
 async def _played(way: Way, episodes: int, *, deadline_s: float) -> list[Episode]:
     store = ImageStore()
-    rng = np.random.default_rng(7)
-    images = [
-        store.add(root_view(Image.fromarray(rng.integers(0, 255, (450, 600, 3), dtype=np.uint8))))
-        for _ in range(20)
-    ]
+    images = [store.add(root_view(_bars(seed))) for seed in range(20)]
     scripts = {f"e{n}": list(_script(n)) for n in range(episodes)}
-    tools = [builtin_tools()[name] for group in GROUPS.values() for name in group]
+    tools = tools_named([name for group in GROUPS.values() for name in group])
     setup = Setup(
         engine=ScriptedEngine(scripts, ids=False),
         dialect=dialect("hermes", style="signature"),
@@ -174,8 +174,18 @@ async def _played(way: Way, episodes: int, *, deadline_s: float) -> list[Episode
         return await asyncio.gather(*(one(n) for n in range(episodes)))
 
 
+def _bars(seed: int) -> Image.Image:
+    """Coloured bars on grain, so that tools that look have something to see."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(235, 255, (450, 600, 3), dtype=np.uint8)
+    for n, color in enumerate(((200, 30, 30), (30, 60, 200), (30, 150, 60), (230, 150, 20))):
+        top = int(rng.integers(60, 380))
+        pixels[top:420, 60 + 130 * n : 140 + 130 * n] = color
+    return Image.fromarray(pixels)
+
+
 def _script(number: int) -> Iterator[str]:
-    """What the model says in episode `number`: two turns with calls, then the answer."""
+    """What the model says in episode `number`: three turns with calls, then the answer."""
     rng = random.Random(number)
     x, y = rng.randint(0, 300), rng.randint(0, 200)
     box = [x, y, x + rng.randint(60, 250), y + rng.randint(60, 200)]
@@ -184,6 +194,9 @@ def _script(number: int) -> Iterator[str]:
     )
     yield _call("zoom", image="img_1", box=[5, 5, 50, 50]) + _call(
         "measure", image="img_2", start=[1, 1], end=[40, rng.randint(2, 50)]
+    )
+    yield _call("detect", image="img_0", query=rng.choice(("red bar", "blue bar", "bar"))) + _call(
+        "segment", image="img_0", points=[[100 + 130 * rng.randint(0, 3), 410]]
     )
     yield _call("terminate", ans="42")
 
