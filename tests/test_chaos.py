@@ -15,7 +15,8 @@ from saccade.types import Score
 def test_every_episode_ends_and_is_the_same_or_cut() -> None:
     found = bench_chaos(episodes=60, seed=3, show=False)
     assert isinstance(found, Chaos)
-    assert found.ended == found.same + found.cut == 60
+    assert found.ended == found.same + found.cut + found.given_up == 60
+    assert found.same >= 40  # a busy machine cuts more of them
     assert (found.lost, found.twice, found.scored_0) == (0, 0, 0)
     assert found.calls >= 6 * found.same
     assert found.killed + found.stopped + found.slowed + found.starved > 0

@@ -174,6 +174,16 @@ def test_a_tool_that_eats_all_memory_is_named_with_its_limit(trouble: Workers) -
     assert run(trouble, "glutton", megabytes=10)
 
 
+@pytest.mark.parametrize("library", ["cv2", "torch", "loader"])
+def test_libraries_that_tell_of_it_in_their_own_way_are_understood(
+    trouble: Workers, library: str
+) -> None:
+    with pytest.raises(ToolCrashed, match="died of 1500 MB of memory, which is its limit"):
+        run(trouble, "native_glutton", deadline_s=60, library=library)
+    with pytest.raises(ToolCrashed, match="memory was fine"):
+        run(trouble, "native_glutton", library="none")
+
+
 def test_a_worker_that_can_not_make_its_tools_says_why() -> None:
     workers = Workers({"none": ["no_such_tool"]})
     crop = TOOLS["crop"]

@@ -44,6 +44,22 @@ def glutton(megabytes: Annotated[int, "how much"]) -> str:
 
 
 @tool
+def native_glutton(library: Annotated[str, "whose code asks for it"]) -> str:
+    """Eat memory in a library that tells of it in its own way."""
+    if library == "cv2":
+        import cv2
+
+        cv2.resize(np.zeros((1, 1), np.uint8), (60_000, 60_000))
+    elif library == "torch":
+        import torch
+
+        torch.empty(4 * 10**9, dtype=torch.uint8)
+    elif library == "loader":
+        raise ImportError("libx.so: failed to map segment from shared object")
+    raise RuntimeError("what is no want of memory: memory was fine")
+
+
+@tool
 def refuser() -> str:
     """Refuse, as for a mistake of the model."""
     raise ToolError("Not like that; like this.")
@@ -89,6 +105,7 @@ ALL: list[Tool] = [
     suicide,
     frozen,
     glutton,
+    native_glutton,
     refuser,
     particular,
     crasher,

@@ -1,8 +1,8 @@
 """Episodes whose tool workers are killed, stopped, slowed and starved at random.
 
 Invariant: an episode is compared with itself in a run without trouble: it must have the same
-messages, pictures and answer, unless a call of it was cut by its deadline, which is told and is
-counted as our failure.
+messages, pictures and answer, unless a call of it was cut by its deadline or given up, which is told
+and is counted as our failure.
 
 Left out on purpose: other systems than Linux, whose /proc says which process is a worker.
 """
@@ -43,7 +43,7 @@ from saccade.tools import ToolBox, builtin_tools, tools_named
 from saccade.tools.running import InThreads
 from saccade.toolserver.controller import Controller, Way
 from saccade.toolserver.workers import Workers
-from saccade.types import Episode, Sample, StopReason
+from saccade.types import Episode, Outcome, Sample, StopReason
 
 __all__ = ["Chaos", "bench_chaos"]
 
@@ -52,12 +52,15 @@ GROUPS = {
     "turn": ("rotate", "compare", "measure"),
     "eye": ("detect", "segment"),
 }
-EVERY_S = {"workers": 0.05, "ray": 1.0}
-"""Between two pieces of trouble."""
+EVERY_S = {"workers": 0.15, "ray": 1.0}
+"""Between two pieces of trouble: six workers, of which those that look take about a second to
+start.
+"""
 SLOWED_S = 0.3
 STARVED_BYTES = 64 * 2**20
-DEADLINE_S = {"workers": 3.0, "ray": 20.0}
+DEADLINE_S = {"workers": 8.0, "ray": 20.0}
 """Of a call: some times what it takes to replace a worker."""
+UNTROUBLED_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class Chaos:
     """Episodes that are what they are without trouble."""
     cut: int
     """Episodes that ended at the deadline of a call, unscored."""
+    given_up: int
+    """Episodes that ended since every worker that tried a call of theirs died, unscored."""
     lost: int
     twice: int
     scored_0: int
@@ -100,7 +105,7 @@ def bench_chaos(
     if not Path("/proc/self/task").exists():
         raise SaccadeError("Chaos finds its victims in /proc, which this system has not.")
     deadline_s = DEADLINE_S[way]
-    want = asyncio.run(_played(InThreads(), episodes, deadline_s=deadline_s))
+    want = asyncio.run(_played(InThreads(), episodes, deadline_s=UNTROUBLED_S))
     runs, victims = _WAYS[way](GROUPS, 2), _VICTIMS[way]
     trouble = _Trouble(seed, victims, every_s=EVERY_S[way])
     trouble.start()
@@ -116,7 +121,7 @@ def bench_chaos(
     by_id: dict[str, list[Episode]] = {}
     for episode in got:
         by_id.setdefault(episode.sample.id, []).append(episode)
-    ours = [e for e in got if e.stop is StopReason.TOOL_UNAVAILABLE]
+    ours = [e for e in got if e.stop is not None and e.stop.outcome is Outcome.OURS]
     found = Chaos(
         episodes=episodes,
         calls=sum(len(e.calls) for e in got),
@@ -124,6 +129,7 @@ def bench_chaos(
         ended=sum(e.stop is not None for e in got),
         same=sum(_essence(by_id[w.sample.id][0]) == _essence(w) for w in want),
         cut=sum("missed its deadline" in e.error for e in ours),
+        given_up=sum(e.stop is StopReason.TOOL_CRASHED for e in ours),
         lost=sum(w.sample.id not in by_id for w in want),
         twice=sum(len(found) > 1 for found in by_id.values()),
         scored_0=sum(e.score is not None and e.score.value is not None for e in ours),

@@ -125,11 +125,30 @@ def answered(
     return Answer(pid, parts, {key: _packed(picture) for key, picture in new.items()})
 
 
+_STARVED = (
+    "cannot allocate memory",
+    "can't allocate memory",
+    "insufficient memory",
+    "out of memory",
+    "failed to map segment",
+    "bad_alloc",
+)
+"""What the loader and native libraries say for want of memory, each by an error of its own."""
+
+
 def end_if_starved(error: BaseException | None) -> None:
     """Ends the process where the error says that it has no memory left."""
-    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+    if error is not None and _is_starved(error):
         sys.stderr.flush()
         os._exit(OUT_OF_MEMORY)
+
+
+def _is_starved(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return True
+    is_native = isinstance(error, ImportError | RuntimeError) or type(error).__module__ == "cv2"
+    said = str(error).casefold()
+    return is_native and any(words in said for words in _STARVED)
 
 
 def _packed(picture: Image.Image) -> tuple[bytes, int, int]:
