@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
 from functools import partial
 from typing import Any
 
@@ -112,11 +114,13 @@ class RayTools(Elsewhere):
         import ray
         from ray import serve
 
-        for app in self._apps:
-            serve.delete(app)
-        if self._is_ours:
-            serve.shutdown()
-            ray.shutdown()
+        # what Ray says as it ends would stand among what a program reads
+        with redirect_stdout(sys.stderr):
+            for app in self._apps:
+                serve.delete(app)
+            if self._is_ours:
+                serve.shutdown()
+                ray.shutdown()
 
     async def run(
         self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
