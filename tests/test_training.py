@@ -18,7 +18,7 @@ from saccade.assemble import load_policy
 from saccade.config import Recipe
 from saccade.dialects import dialect
 from saccade.engines import TurnRequest
-from saccade.errors import EngineError, SaccadeError, StorageError
+from saccade.errors import EngineError, RecipeError, SaccadeError, StorageError
 from saccade.geometry import Frame
 from saccade.losses import PolicyLoss
 from saccade.models.checkpoint import load_state
@@ -169,6 +169,50 @@ def test_rl_tells_how_each_tool_is_used_and_what_is_lost_without_it(
         assert (row["tool_success"] is None) == (row["tool_use"] == 0)
     assert -1 <= look[2]["tool_dependence"] <= 1
     assert sum(r["stage"] == "validation" for r in rows) == 1
+
+
+def test_the_best_weights_on_validation_are_kept_where_that_is_asked(
+    cold: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {0: 0.25, 1: 0.5, 2: 0.5, 3: 0.25}  # of equal ones the first
+    measured: list[int] = []
+
+    async def validate(task: object, setup: Setup, recipe: Recipe) -> list[dict[str, Any]]:
+        step = setup.engine.version
+        measured.append(step)
+        return [{"stage": "validation", "accuracy": right[step]}]
+
+    monkeypatch.setattr(rl, "validate", validate)
+
+    def part(steps: int, run: str, *overrides: str) -> Recipe:
+        shared = (f"rl.steps={steps}", "rl.eval_every=1", "deterministic=true")
+        return recipe(cold, *shared, *overrides, run=tmp_path / run)
+
+    def model(folder: Path) -> dict[str, torch.Tensor]:
+        return load_policy(recipe(folder, run=folder)).model.state_dict()
+
+    def equal(a: Path, b: Path) -> bool:
+        one, other = model(a), model(b)
+        return all(torch.equal(one[k], other[k]) for k in one)
+
+    whole = rl.run(part(3, "whole", "rl.keep=best"))
+    assert measured == [0, 1, 2, 3]
+    assert equal(whole, rl.run(part(1, "one")))
+    last = rl.run(part(3, "last"))
+    assert not equal(whole, last)
+    measured.clear()
+    rl.run(part(2, "parts", "rl.keep=best"))
+    assert equal(whole, rl.run(part(3, "parts", "rl.keep=best")))
+    assert measured == [0, 1, 2, 3]  # the start is not measured again
+    right[0] = 0.75
+    start = rl.run(part(2, "start", "rl.keep=best"))
+    assert equal(start, cold)  # nothing was better than what it began with
+    torch.use_deterministic_algorithms(False)
+
+
+def test_keeping_the_best_needs_evaluations() -> None:
+    with pytest.raises(RecipeError, match=r"rl\.keep best needs evaluations: set rl\.eval_every"):
+        load_recipe(None, ["rl.keep=best", "rl.eval_every=0"])
 
 
 def test_a_deterministic_run_that_was_stopped_ends_with_the_same_weights(

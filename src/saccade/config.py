@@ -219,6 +219,15 @@ class RlConfig(Section):
     """Rollout batches between evaluations; 0: none."""
     eval_items: Positive = 100
     """Validation samples for each of these evaluations."""
+    keep: Literal["last", "best"] = "last"
+    """Which weights become the model: those of the last batch, or those that were best on
+    validation (early stopping), the start among them."""
+
+    @model_validator(mode="after")
+    def _best_is_measured(self) -> RlConfig:
+        if self.keep == "best" and not self.eval_every:
+            raise ValueError("rl.keep best needs evaluations: set rl.eval_every above 0, got 0")
+        return self
 
 
 class PretrainConfig(Section):

@@ -32,6 +32,7 @@ from saccade.assemble import (
     setup_for,
     task_of,
 )
+from saccade.atomic_files import replacing
 from saccade.config import Recipe, RlConfig
 from saccade.engines import Sampling
 from saccade.engines.torch import TorchEngine
@@ -45,6 +46,7 @@ from saccade.losses import (
     group_advantages,
     policy_loss,
 )
+from saccade.models.checkpoint import load_state
 from saccade.models.chosen import Chosen, chosen_logprobs
 from saccade.models.forward import attention_over, predicting_states
 from saccade.models.tiny import save
@@ -79,6 +81,8 @@ Prompts = list[tuple[Sample, int]]
 """Samples, each with the number of times that it came before."""
 TOKENS_PER_PASS = 2048
 """Of a forward and backward pass, at most, unless one group has more."""
+BEST = "best"
+"""Folder of the best weights so far, under `keep: best`."""
 TURN_WEIGHT = 0.5
 """Of the tool outcomes beside the answer, where `credit: turn`."""
 
@@ -145,6 +149,8 @@ async def _run(recipe: Recipe) -> Path:
             task.load("validation", store=store, count=1)
         step = resume(folder, policy.model, optimizer)
         prompts: Prompts = []
+        if config.keep == "best" and step == 0:
+            await _validate(task, setup, recipe, folder, policy, step=0)
         if step < config.steps:
             prompts = _prompts(task, setup, recipe, step=step)
             check_room(prompts[0][0], setup)
@@ -175,15 +181,15 @@ async def _run(recipe: Recipe) -> Path:
                 bar.advance(f"reward {row['reward']:+.2f} calls {row['calls']:.2f}")
                 _keep_one(folder, sampled, store, step=step)
                 if config.eval_every and step % config.eval_every == 0:
-                    publish(setup.engine, policy, version=step, same_vision=config.freeze_vision)
-                    for validated in await validate(task, setup, recipe):
-                        folder.append("metrics", {"step": step, **validated})
+                    await _validate(task, setup, recipe, folder, policy, step=step)
                 prompts = await upcoming
                 needed = {i.key for sample, _ in prompts for i in sample.images}
                 for episode in sampled.episodes:
                     store.forget(i for i in episode.sample.images if i.key not in needed)
                 if step % config.checkpoint_every == 0 or step == config.steps:
                     checkpoint(folder, step, policy.model, optimizer)
+        if config.keep == "best":
+            policy.model.load_state_dict(load_state(folder.path / BEST)["model"])
         told = made_by(recipe, stage="rl", start=recipe.model)
         save(
             policy.model,
@@ -193,6 +199,24 @@ async def _run(recipe: Recipe) -> Path:
             source=model_folder(recipe.model),
         )
     return folder.path / "model"
+
+
+async def _validate(
+    task: Task, setup: Setup, recipe: Recipe, folder: RunFolder, policy: Policy, *, step: int
+) -> None:
+    """Measure the policy of a step; under `keep: best` also keep its weights if none before it were
+    as good.
+    """
+    publish(setup.engine, policy, version=step, same_vision=recipe.rl.freeze_vision)
+    rows = await validate(task, setup, recipe)
+    if recipe.rl.keep == "best":
+        stored = folder.read("metrics")
+        before = [r["accuracy"] for r in stored if r["stage"] == "validation" and r["step"] < step]
+        if rows[0]["accuracy"] > max(before, default=-1.0):
+            with replacing(folder.path / BEST) as new:
+                torch.save({"step": step, "model": policy.model.state_dict()}, new / "state.pt")
+    for row in rows:
+        folder.append("metrics", {"step": step, **row})
 
 
 def rubric_of(config: RlConfig) -> Rubric:

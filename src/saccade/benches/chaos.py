@@ -1,8 +1,8 @@
 """Episodes whose tool workers are killed, stopped, slowed and starved at random.
 
 Invariant: an episode is compared with itself in a run without trouble: it must have the same
-messages, pictures and answer, unless a call of it was cut by its deadline or given up, which is told
-and is counted as our failure.
+messages, pictures and answer, unless a call of it was cut by its deadline or given up, which is
+told and is counted as our failure.
 
 Left out on purpose: other systems than Linux, whose /proc says which process is a worker.
 """
