@@ -115,6 +115,7 @@ _ADDED: dict[str, Any] = {
     "task.train_items": None,
     "rl.gate": None,
     "rl.judge": None,
+    "rl.keep": "last",
     "pretrain.start": None,
     "pretrain.scenes": 0.0,
 }
