@@ -42,7 +42,7 @@ def main() -> None:
                 f"model={given.model}",
                 f"task.name={task}",
                 *("dialect=grounded", "tool_style=silent", "notation=inline"),
-                *("min_image_tokens=2", "max_image_tokens=36", "rollout.max_tokens_per_turn=256"),
+                *("min_image_tokens=2", "max_image_tokens=25", "rollout.max_tokens_per_turn=256"),
             ],
         )
         figures = asyncio.run(_pointed(recipe, task, split=given.split, items=given.items))

@@ -243,7 +243,7 @@ def test_every_scene_has_lessons_whatever_is_drawn(world: str) -> None:
     for index in range(40):
         scene = item(world, "pretrain", 1000 + index)  # type: ignore[arg-type]
         lessons = shape_lessons(scene, np.random.default_rng(index), frame=frame(scene))
-        assert len(lessons) == 5
+        assert 4 <= len(lessons) <= 6
         assert all(e.answer and e.asked for lesson in lessons for e in lesson)
 
 

@@ -136,7 +136,7 @@ def _taught(
         scene = (
             shapes.sparse_item("pretrain", index)
             if rng.random() < (SPARSE_FIRST if index < FIRST else SPARSE)
-            else shapes.item("vsr" if index % 5 < 2 else "tally", "pretrain", index)
+            else shapes.item("vsr" if index % 2 else "tally", "pretrain", index)
         )
         image = scene.scene.image
         example = ""

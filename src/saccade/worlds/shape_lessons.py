@@ -87,8 +87,9 @@ def one_shot(scene: SceneItem, frame: Frame) -> str:
 def shape_lessons(
     scene: SceneItem, rng: np.random.Generator, *, frame: Frame, example: str = ""
 ) -> list[Lesson]:
-    """Five lessons on one scene, drawn from all topics; its question stands behind the example,
-    where there is one.
+    """Four to six lessons on one scene, drawn from all topics; its question stands behind the
+    example, where there is one. Every scene has a thing to be named: the names of colours are
+    learned by that, and hardly by pointing at what is asked for.
     """
     teacher = _Teacher(scene, rng, frame)
     manner = rng.random()
@@ -101,17 +102,15 @@ def shape_lessons(
         if manner < 0.75
         else teacher.thought_with_boxes()
     )
+    first = teacher.caption() if rng.random() < 0.35 else teacher.point_at_some()
+    taught = [first, teacher.name(), asked]
     if scene.kind == "count":
-        first = teacher.caption() if rng.random() < 0.2 else teacher.point_at_some()
-        second = teacher.point_at_what_is_counted()
-        third = teacher.point_at_none() if rng.random() < 0.3 else teacher.point_at_a_kind()
-        fifth = teacher.from_text() if rng.random() < 0.4 else teacher.point_at_one()
+        taught += [teacher.point_at_what_is_counted(), teacher.point_at_some_or_none()]
     else:
-        first = teacher.caption() if rng.random() < 0.4 else teacher.point_at_some()
-        second = teacher.point_at_one() if rng.random() < 0.75 else teacher.name()
-        third = teacher.point_at_none() if rng.random() < 0.15 else teacher.point_at_some()
-        fifth = teacher.from_text() if rng.random() < 0.7 else teacher.point_at_some()
-    return [(first,), (second,), (third,), (asked,), (fifth,)]
+        taught.append(teacher.point_at_one())
+    if rng.random() < (0.4 if scene.kind == "count" else 0.7):
+        taught.append(teacher.from_text())
+    return [(exchange,) for exchange in taught]
 
 
 class _Teacher:
@@ -151,6 +150,13 @@ class _Teacher:
     def point_at_a_kind(self) -> Exchange:
         """All things of the name that one of them has."""
         return self._all_of(self._any().name)
+
+    def point_at_some_or_none(self) -> Exchange:
+        """At one thing, at all of the name that one has, or at all of a name that none has."""
+        manner = self.rng.random()
+        if manner < 0.5:
+            return self.point_at_one()
+        return self.point_at_a_kind() if manner < 0.8 else self.point_at_none()
 
     def point_at_none(self) -> Exchange:
         """All things of a name that none has, with the colour or the shape of one of them."""
