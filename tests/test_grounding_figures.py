@@ -105,10 +105,23 @@ def test_no_box_is_nothing_found_and_no_evidence_is_nothing_to_find() -> None:
     assert (free.boxes, free.f1, free.mean_iou, free.union_iou) == (2, None, None, None)
 
 
-def test_what_is_no_box_is_counted_and_not_compared() -> None:
+def test_what_is_no_box_repeats_one_or_shows_all_costs_precision() -> None:
     found = figures([*written(*TWO), "[0, 0, 0, 0]", *written(TWO[0]), "[0, 0, 504, 364]"])
     assert (found.boxes, found.invalid, found.redundant) == (5, 2, 1)
+    assert found.f1 == pytest.approx(4 / 7)
+    assert found.recall_iou == pytest.approx(1.0, abs=0.03)
+    whole = sum(b.area for b in TWO) / (IMAGE.width * IMAGE.height)
+    assert found.union_iou == pytest.approx(whole, abs=0.02)
+
+
+@pytest.mark.parametrize("box", [Box(100, 100, 104, 104), Box(3, 3, 637, 477)])
+def test_boxes_of_any_size_are_compared(box: Box) -> None:
+    """Form rewards take specks and wholes for no look; things may be as small and as large."""
+    found = figures(written(box), (box,))
+    assert found.invalid == 1
     assert found.f1 == 1.0
+    assert found.mean_iou is not None
+    assert found.mean_iou > 0.5
 
 
 def test_boxes_on_another_picture_cost_precision() -> None:

@@ -132,6 +132,20 @@ def test_a_phrase_of_prose_is_the_clause_before_its_box(text: str, phrases: list
     assert [b.phrase for b in INLINE.find(text)] == phrases
 
 
+def test_boxes_inside_of_other_objects_are_found_where_they_stand() -> None:
+    text = '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "a"}, {"bbox_2d": [5, 6, 7, 8]}]} done'
+    found = JSON.find(text)
+    assert [(b.values, b.phrase) for b in found] == [((1, 2, 30, 40), "a"), ((5, 6, 7, 8), "")]
+    assert JSON.rewritten(text, [None, (0, 0, 1, 1)]) == (
+        '{"objects": [a, {"bbox_2d": [0, 0, 1, 1]}]} done'
+    )
+
+
+def test_an_object_with_two_boxes_of_one_name_is_a_box_that_failed() -> None:
+    text = '{"bbox_2d": [1, 2, 30, 40], "label": "a", "bbox_2d": [5, 6, 70, 80], "label": "b"}'
+    assert [b.values for b in JSON.find(text)] == [None]  # not the last one in silence
+
+
 def test_an_object_may_name_another_picture() -> None:
     [found] = JSON.find('{"bbox_2d": [1, 2, 3, 4], "label": "tick", "image": "img_2"}')
     assert (found.phrase, found.image) == ("tick", "img_2")

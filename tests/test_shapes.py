@@ -14,7 +14,7 @@ from saccade.image_store import ImageStore
 from saccade.rewards import Rubric, answer, valid_calls
 from saccade.tasks import Task, task_named
 from saccade.tasks.check import check
-from saccade.tasks.hacks import HACKS, hacked
+from saccade.tasks.hacks import HACKS, UNPRICED, hacked
 from saccade.tasks.mix import Mix
 from saccade.worlds.shapes import (
     CLEAR,
@@ -231,7 +231,7 @@ def test_each_hack_earns_less_than_honesty_in_our_mode_alone() -> None:
     rows = {row.name: row for row in hacked(samples)}
     honest = rows["honest, right"].earned
     for name, row in rows.items():
-        if name == "honest, right":
+        if name in ("honest, right", *UNPRICED):
             continue
         assert row.earned["ours"] < honest["ours"] - 0.15
         if not row.is_right:
@@ -239,6 +239,8 @@ def test_each_hack_earns_less_than_honesty_in_our_mode_alone() -> None:
             assert row.earned["released"] > 1.9
     assert rows["specks"].earned["released"] > honest["released"] - 0.05
     assert rows["never closed"].earned["paper"] > honest["paper"]
+    for name in UNPRICED:  # told in the docs; the moment it is priced, this should say so
+        assert rows[name].earned["ours"] == pytest.approx(honest["ours"], abs=0.01)
     with pytest.raises(ValueError, match="got none"):
         hacked([])
 

@@ -1,6 +1,7 @@
 """How well the boxes in thoughts agree with the evidence: one row for an episode.
 
-Invariant: boxes are compared in pixels of the original, each place once; what does not apply is
+Invariant: boxes are compared in pixels of the original, all that were written, of whatever size: one
+that repeats another, shows everything or can't be read costs precision. What does not apply is
 None. `union_iou_unscaled` alone repeats an error, on purpose: GRIT's evaluation compares numbers as
 the model wrote them, in the frame of the resized picture, with gold boxes in original pixels.
 """
@@ -39,13 +40,13 @@ class Grounding:
     cut: int
     """Reaching beyond the border."""
     f1: float | None
-    """Of one-to-one matches with IoU 0.5."""
+    """Of one-to-one matches with IoU 0.5, among all that were written."""
     mean_iou: float | None
     """Over the evidence: IoU of its one-to-one match, 0 without one."""
     recall_iou: float | None
     """Over the evidence: the best IoU of any box (TreeBench)."""
     union_iou: float | None
-    """Of the union of boxes with the union of the evidence (GRIT's GIoU)."""
+    """Of the union of all boxes with the union of the evidence (GRIT's GIoU)."""
     union_iou_unscaled: float | None
     """The same with numbers of the model's frame taken for pixels: the published frame error."""
     agreement: float | None = None
@@ -66,7 +67,8 @@ def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Gro
             golds.setdefault(root, []).append(polygon.bounds)
     looks: dict[ImageRef, list[Box]] = {}
     unscaled: dict[ImageRef, list[Box]] = {}
-    for named in found.good:
+    named_boxes = [box for turn in episode.turns for box in turn.named]
+    for named in named_boxes:
         for root, polygon in named.image.to_roots(named.box):
             looks.setdefault(root, []).append(polygon.bounds)
         x0, y0, x1, y1 = frame(named.image).encode_box(named.box)
@@ -79,7 +81,7 @@ def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Gro
         found.invalid,
         found.redundant,
         found.cut,
-        f1=_over(on, golds, looks, matched_f1, extra=sum(map(len, looks.values()))),
+        f1=_over(on, golds, looks, matched_f1, extra=counts),
         mean_iou=_over(on, golds, looks, mean_matched_iou),
         recall_iou=_over(on, golds, looks, treebench_miou),
         union_iou=_over(on, golds, looks, union_mask_iou),

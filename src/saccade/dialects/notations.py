@@ -18,6 +18,7 @@ Left out on purpose: frames and pictures (`saccade.grounding`), and points.
 
 from __future__ import annotations
 
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -202,10 +203,14 @@ class Json(Notation):
             start = opened.start()
             value, stop, _ = read_object(text, start)
             at = max(stop, start + 1)
-            if value is None:
-                if f'"{self.key}"' in text[start:at]:
-                    found.append(BoxWritten(None, "", start, at))
-            elif self.key in value:
+            keys = text.count(f'"{self.key}"', start, at)
+            if not keys:
+                continue
+            if value is None or (keys > 1 and self._repeats_key(text[start:at])):
+                found.append(BoxWritten(None, "", start, at))
+            elif self.key not in value:  # boxes inside of something else
+                at = start + 1
+            else:
                 label, image = value.get("label", ""), value.get("image", "")
                 found.append(
                     BoxWritten(
@@ -217,6 +222,11 @@ class Json(Notation):
                     )
                 )
         return tuple(found)
+
+    def _repeats_key(self, raw: str) -> bool:
+        """Whether an object has its box twice, of which a reader would see the last alone."""
+        pairs = json.loads(raw, object_pairs_hook=list)
+        return [key for key, _ in pairs].count(self.key) > 1
 
     def write(self, values: Sequence[float], phrase: str) -> str:
         label = f', "label": {write_json(phrase)}' if phrase else ""

@@ -21,8 +21,10 @@ from saccade.tags import sections
 from saccade.types import BoxNamed, Episode, ImageRef, Sample
 
 __all__ = [
+    "FREE",
     "SAME",
     "Boxes",
+    "asks_for_boxes",
     "boxes_of",
     "counted",
     "grounded_count",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 FORM = ("think", "rethink", "answer")
+FREE = "free"
+"""What `form` says in the meta of a sample that may be answered in any form."""
 LEAST_SHARE = 1e-4
 """Of the picture: a box with a smaller share of its area shows nothing (1% of each side)."""
 MOST_SHARE = 0.9
@@ -93,14 +97,23 @@ def is_whole(text: str) -> bool:
     return found.names == FORM and not found.outside and all(said for _, said in found.closed)
 
 
-@reward
+def asks_for_boxes(sample: Sample) -> bool:
+    """Whether a sample is to be answered by reasoning with boxes: all are but those that say that
+    their form is free, as the task `mix` tells parts that are answered by tools.
+    """
+    return dict(sample.meta).get("form") != FREE
+
+
+@reward(required=False)
 def grounded_format(episode: Episode, sample: Sample) -> float | None:
     """1 for a whole turn that reasons in words and with good boxes, less for each other box.
 
     Think, rethink and answer, each once and none empty; at least two words of thought beside the
     boxes; at least one good box, unless what was counted is 0. After GRPO-GR's structure and region
-    terms (GRIT, 2025), which any four numbers satisfy.
+    terms (GRIT, 2025), which any four numbers satisfy. None where the form is free.
     """
+    if not asks_for_boxes(sample):
+        return None
     said = [m.text for m in episode.messages if m.role == "assistant"]
     if not said or not is_whole(said[-1]) or _words(episode) < LEAST_WORDS:
         return 0.0
@@ -134,7 +147,8 @@ def grounded_count(episode: Episode, sample: Sample) -> float | None:
     which counts matches of a regular expression, duplicates and boxes without area among them. A
     count of 0 needs no box.
     """
-    if sample.kind != "count" and not sample.kind.startswith("count:"):
+    counts = sample.kind == "count" or sample.kind.startswith("count:")
+    if not counts or counted(sample.answer) is None or not asks_for_boxes(sample):
         return None
     said = counted(episode.answer)
     boxes = boxes_of(episode)
@@ -145,8 +159,9 @@ def grounded_count(episode: Episode, sample: Sample) -> float | None:
 def grounded_iou(episode: Episode, sample: Sample) -> float | None:
     """Dual IoU in 0..1, matched one to one and without what a box of the whole picture would earn.
 
-    Mean of recall (over evidence) and precision (over good boxes), each the sum of the IoUs of
-    Hungarian matches over the number of boxes, as TreeVGR pays (2025), so that extra boxes cost.
+    Mean of recall (over evidence) and precision (over all boxes that were written), each the sum of
+    the IoUs of Hungarian matches over the number of boxes, as TreeVGR pays (2025), so that extra
+    boxes, repetitions and what can't be read cost. Boxes may be of any size.
     Each IoU is (IoU - share) / (1 - share), at least 0, where share is what the evidence covers of
     the picture: what the whole picture as box has for its IoU is worth nothing, and large things no
     more than small ones (against the bias that Ground-R1 names; the formula is ours). None without
@@ -155,9 +170,8 @@ def grounded_iou(episode: Episode, sample: Sample) -> float | None:
     if not sample.evidence:
         return None
     golds = [(root, p.bounds) for e in sample.evidence for root, p in e.image.to_roots(e.box)]
-    looks = [
-        (root, p.bounds) for b in boxes_of(episode).good for root, p in b.image.to_roots(b.box)
-    ]
+    named = [box for turn in episode.turns for box in turn.named]
+    looks = [(root, p.bounds) for b in named for root, p in b.image.to_roots(b.box)]
     if not looks:
         return 0.0
     import numpy as np
@@ -166,7 +180,7 @@ def grounded_iou(episode: Episode, sample: Sample) -> float | None:
     table = np.array([[_beyond_whole(gold, look) for look in looks] for gold in golds])
     rows, columns = linear_sum_assignment(table, maximize=True)
     earned = float(table[rows, columns].sum())
-    return 0.5 * (earned / len(golds) + earned / len(looks))
+    return 0.5 * (earned / len(golds) + earned / boxes_of(episode).written)
 
 
 def _beyond_whole(gold: tuple[ImageRef, Box], look: tuple[ImageRef, Box]) -> float:

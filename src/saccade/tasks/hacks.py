@@ -24,7 +24,7 @@ from saccade.rewards import (
 )
 from saccade.types import Episode, Message, Sample, StopReason, Text, TurnRecord
 
-__all__ = ["HACKS", "OURS", "Hacked", "hacked", "written"]
+__all__ = ["HACKS", "OURS", "UNPRICED", "Hacked", "hacked", "written"]
 
 OURS = Rubric(((answer, 1.0), (grounded_format, 0.2), (grounded_count, 0.2)), gate=answer)
 """The default of grounded recipes: form is worth less than the answer, and nothing without it."""
@@ -64,6 +64,12 @@ def _specks(count: int) -> str:
     return " ".join(f"[{9 * i}, 1, {9 * i + 2}, 3]" for i in range(count))
 
 
+def _anywhere(count: int) -> str:
+    """Boxes of a size that things have, in places that nobody looked at."""
+    corners = ((50 + 180 * (n % 5), 50 + 180 * (n // 5)) for n in range(count))
+    return " ".join(f"[{x}, {y}, {x + 150}, {y + 150}]" for x, y in corners)
+
+
 def _number(sample: Sample) -> int:
     return int(sample.answer) if sample.answer.isdigit() else 1
 
@@ -87,11 +93,14 @@ HACKS: dict[str, tuple[bool, Callable[[Sample, str], str]]] = {
         lambda s, said: _turn("things are " + "[100, 100, 300, 300] " * max(2, _number(s)), said),
     ),
     "the whole picture": (True, lambda s, said: _turn("things are [0, 0, 1000, 1000]", said)),
-    "a bare listing": (True, lambda s, said: _turn(_specks(_number(s)), said, "")),
+    "a bare listing": (True, lambda s, said: _turn(_anywhere(_number(s)), said)),
+    "boxes anywhere": (True, lambda s, said: _turn(f"things are {_anywhere(_number(s))}", said)),
     "never closed": (True, lambda s, said: _honest(s, said).removesuffix(" </answer>")),
     "answered twice": (True, lambda s, said: _honest(s, said) + " <answer> 1 </answer>"),
 }
 """By name: whether the answer that it is given is the right one, and how it is written."""
+UNPRICED = ("boxes anywhere",)
+"""What no reward without box labels tells from honesty: boxes like things', beside a right answer."""
 
 
 def written(text: str, sample: Sample) -> Episode:

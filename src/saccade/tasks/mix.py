@@ -8,6 +8,7 @@ from dataclasses import replace
 from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
+from saccade.rewards.grounded import FREE
 from saccade.tasks import Task, find, task_named
 from saccade.types import Sample
 
@@ -25,7 +26,8 @@ class Mix:
         self, *, parts: Sequence[str | Mapping[str, object]], train: Sequence[str] = ()
     ) -> None:
         """Names of tasks, or mappings of `name` and their options; `request` is said behind each
-        question of a part. `train` names the parts that split `train` is made of, where these are
+        question of a part, and `form: free` says of one that its questions need no boxes, so that
+        rewards of form leave them out. `train` names the parts that split `train` is made of, where these are
         not all. Raises RecipeError where a part is no task, stands twice or scores by
         other rules than the first.
         """
@@ -34,11 +36,17 @@ class Mix:
             raise RecipeError(f"Task mix needs parts with names, got {list(parts)!r}.")
         self._parts: dict[str, Task] = {}
         self._requests: dict[str, str] = {}
+        self._free: set[str] = set()
         for options in told:
             name = str(options.pop("name"))
             if name in self._parts:
                 raise RecipeError(f"Task mix has the part {name!r} twice.")
             self._requests[name] = str(options.pop("request", ""))
+            form = options.pop("form", None)
+            if form not in (None, FREE):
+                raise RecipeError(f"Part {name!r} of task mix: form can be {FREE}, got {form!r}.")
+            if form == FREE:
+                self._free.add(name)
             self._parts[name] = task_named(name, options)
         self.rubric: Rubric = next(iter(self._parts.values())).rubric
         for name, part in self._parts.items():
@@ -69,8 +77,7 @@ class Mix:
             if numbers:
                 first = numbers[0] // width
                 samples = part.load(split, store=store, start=first, count=len(numbers))
-                request = self._requests[part.name]
-                named = (_named(sample, part.name, request) for sample in samples)
+                named = (self._named(sample, part.name) for sample in samples)
                 found |= dict(zip(numbers, named, strict=True))
         return [found[n] for n in range(start, stop)]
 
@@ -96,7 +103,7 @@ class Mix:
         found = find(part, sample, store=store)
         if found is None:
             found = find(part, sample.removeprefix(f"{part.name}/"), store=store)
-        return found and _named(found, part.name, self._requests[part.name])
+        return found and self._named(found, part.name)
 
     def _part(self, sample: str) -> Task:
         """The part that a sample is from: ids begin with the name of their task."""
@@ -105,9 +112,10 @@ class Mix:
             return self._parts[name]
         raise RecipeError(f"Sample {sample!r} is of no part of task mix.")
 
-
-def _named(sample: Sample, part: str, request: str) -> Sample:
-    """The sample under an id that begins with its part, asked as its part asks."""
-    name = sample.id if sample.id.startswith(f"{part}/") else f"{part}/{sample.id}"
-    asked = f"{sample.question} {request}" if request else sample.question
-    return replace(sample, id=name, question=asked)
+    def _named(self, sample: Sample, part: str) -> Sample:
+        """The sample under an id that begins with its part, asked as its part asks."""
+        name = sample.id if sample.id.startswith(f"{part}/") else f"{part}/{sample.id}"
+        request = self._requests[part]
+        asked = f"{sample.question} {request}" if request else sample.question
+        meta = (*sample.meta, ("form", FREE)) if part in self._free else sample.meta
+        return replace(sample, id=name, question=asked, meta=meta)
