@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 
 from saccade import measure
 from saccade.config import Recipe
-from saccade.controls import CONTROLS, Counterfactual, counterfactual
+from saccade.controls import CONTROLS, Counterfactual, counterfactual, masked
 from saccade.dialects import NOTATIONS, dialect
 from saccade.engines import Sampling, TurnRequest
 from saccade.engines.scripted import ScriptedEngine
@@ -26,7 +27,7 @@ from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import Limits, Setup, run_episode
 from saccade.run_folder import RunFolder
-from saccade.types import Episode, ImageRef, Sample
+from saccade.types import BoxNamed, Episode, ImageRef, Parsed, Sample, TurnRecord
 
 RENDERER = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
 INLINE = NOTATIONS["inline"]
@@ -98,27 +99,45 @@ def test_exchanged_boxes_change_places(world: World) -> None:
 
 
 def test_jittered_boxes_move_by_a_twentieth_and_random_ones_keep_their_size(world: World) -> None:
-    before = [(100, 100, 200, 300), (600, 500, 900, 700)]
-    jittered = values(world.change("jittered"))
-    for old, new in zip(before, jittered, strict=True):
+    fine = [(101, 100, 203, 300), (600, 500, 900, 700)]
+    listed = f"<think> a {[*fine[0]]}, b {[*fine[1]]} </think>{REST}"
+    jittered = values(world.change("jittered", listed))
+    for old, new in zip(fine, jittered, strict=True):
         reach = (0.05 * (old[2] - old[0]), 0.05 * (old[3] - old[1])) * 2
         assert all(abs(a - b) <= r + 0.5 for a, b, r in zip(old, new, reach, strict=True))
         assert old != new
+    before = [(100, 100, 200, 300), (600, 500, 900, 700)]
     placed = values(world.change("random"))
     for old, new in zip(before, placed, strict=True):
-        assert abs((new[2] - new[0]) - (old[2] - old[0])) <= 1
+        assert abs((new[2] - new[0]) - (old[2] - old[0])) <= 10
         assert 0 <= new[0] < new[2] <= 1000
     assert placed == values(world.change("random"))
     assert placed != values(world.change("random", seed=1))
 
 
+def test_numbers_that_a_control_puts_in_are_as_coarse_as_the_model_s_own(world: World) -> None:
+    """A model that only writes tens would be off its habits behind any other number."""
+    for control in ("jittered", "random"):
+        found = values(world.change(control))
+        assert all(n % 10 == 0 for box in found for n in box), control
+    fives = f"<think> a [105, 100, 300, 400] </think>{REST}"
+    assert all(n % 5 == 0 for box in values(world.change("random", fives)) for n in box)
+    small = f"<think> a [100, 100, 109, 109] </think>{REST}"
+    assert world.change("jittered", small) is None  # a twentieth of that is no number
+
+
 def test_shuffled_boxes_are_those_of_another_episode(world: World) -> None:
     other = world.play(f"<think> x [1, 2, 30, 40] </think>{REST}", name="other")
     assert values(world.change("shuffled", partner=other)) == [(1, 2, 30, 40), (1, 2, 30, 40)]
+    listed = " ".join(f"[{n}, 2, {n + 9}, 40]" for n in range(10, 60, 10))
+    several = world.play(f"<think> {listed} </think>{REST}", name="other")
+    first = {
+        values(world.change("shuffled", partner=several, seed=seed))[0][0] for seed in range(12)
+    }
+    assert len(first) > 2  # in any order: what is listed from the left would lie left each time
     bare = world.play(f"<think> x </think>{REST}", name="other")
     assert world.change("shuffled", partner=bare) is None
-    with pytest.raises(ValueError, match="needs a partner"):
-        world.change("shuffled")
+    assert world.change("shuffled") is None
 
 
 def test_a_box_that_cannot_be_read_is_taken_out_and_the_others_keep_their_order(
@@ -165,10 +184,27 @@ def test_what_is_gazed_at_is_gray_or_all_but_it(world: World) -> None:
 
 
 def test_random_masks_are_as_large_and_elsewhere(world: World) -> None:
-    gray = (pixels(world, world.change("random-masked")) == 128).all(axis=2)
-    assert gray.sum() <= 40 * 40 + 120 * 40
-    assert gray.sum() > 0.5 * (40 * 40 + 120 * 40)
-    assert not gray[20:60, 40:80].all()
+    for seed in range(5):
+        gray = (pixels(world, world.change("random-masked", seed=seed)) == 128).all(axis=2)
+        assert gray.sum() == pytest.approx(40 * 40 + 120 * 40, rel=0.08)  # edges fall into pixels
+        assert not gray[20:60, 40:80].all()
+    nested = f"<think> a [100, 100, 700, 700], b [200, 200, 400, 400] </think>{REST}"
+    gray = (pixels(world, world.change("random-masked", nested)) == 128).all(axis=2)
+    assert gray.sum() == pytest.approx(240 * 120, rel=0.08)  # not what both would hide apart
+
+
+def test_a_box_on_a_part_of_a_picture_hides_that_place_of_the_whole(world: World) -> None:
+    part = world.store.add(world.store.view(world.image).crop(Box(100, 50, 300, 150)))
+    sample = Sample("s", "?", (world.image,), "true")
+    [(root, placed)] = part.to_roots(Box(0, 0, 20, 20))
+    found = masked("gaze-masked", sample, [(root, placed.bounds)], world.store)
+    assert (pixels(world, found)[50:70, 100:120] == 128).all()
+    named = BoxNamed(part, Box(0, 0, 20, 20), "a")
+    episode = replace(world.play(CHAIN + REST), turns=(TurnRecord(Parsed(""), named=(named,)),))
+    changed = counterfactual(
+        "gaze-masked", episode, notation=INLINE, frame=frame, store=world.store
+    )
+    assert (pixels(world, changed)[50:70, 100:120] == 128).all()
 
 
 def test_gaze_on_a_masked_picture_lies_on_its_original(world: World) -> None:

@@ -15,6 +15,7 @@ from saccade.rewards import Rubric, answer, valid_calls
 from saccade.tasks import Task, task_named
 from saccade.tasks.check import check
 from saccade.tasks.hacks import HACKS, UNPRICED, hacked
+from saccade.rewards.grounded import asks_for_boxes
 from saccade.tasks.mix import Mix
 from saccade.worlds.shapes import (
     CLEAR,
@@ -258,6 +259,19 @@ def test_a_mix_takes_turns_and_every_piece_is_the_same_stream() -> None:
         assert all(mix.gold(s) == s.answer != mix.wrong(s) for s in piece)
     assert mix.size("train") is None
     assert check(mix, "test", count=12).problems == ()
+
+
+def test_parts_of_a_mix_may_be_answered_in_any_form() -> None:
+    parts = [{"name": "shapes_vsr"}, {"name": "charts", "form": "free"}]
+    mix = task_named("mix", {"parts": parts})
+    store = ImageStore()
+    scene, chart = mix.load("train", store=store, start=0, count=2)
+    assert (asks_for_boxes(scene), asks_for_boxes(chart)) == (True, False)
+    found = mix.find(chart.id, store=store)
+    assert found is not None
+    assert not asks_for_boxes(found)
+    with pytest.raises(RecipeError, match=r"Part 'charts' of task mix: form can be free, got 'f'"):
+        task_named("mix", {"parts": [{"name": "charts", "form": "f"}]})
 
 
 def test_a_mix_of_other_tasks_than_there_are_is_refused() -> None:

@@ -67,21 +67,21 @@ def counterfactual(
     """What the control makes of a finished episode; None where it has no boxes to change.
 
     - `stripped`: the boxes are taken out of the chain, their phrases stay;
-    - `shuffled`: they are those of `partner`, another sample's episode;
+    - `shuffled`: they are those of `partner`, another sample's episode, in any order;
     - `random`: they lie anywhere, each as large as it was;
     - `exchanged`: each has the place of the next one, so that things change their places;
-    - `jittered`: each edge moves by at most a twentieth of its side;
+    - `jittered`: each edge moves by at most a twentieth of its side, to a number as coarse as the
+      model's own;
     - `gaze-masked`, `rest-masked`: the picture is gray where boxes are, or everywhere else;
     - `random-masked`: it is gray in as many places as large, anywhere.
 
-    Draws depend on the seed and the sample alone. Raises ValueError for `shuffled` without a
-    partner.
+    Draws depend on the seed, the sample and the partner alone. Nobody to shuffle with is nothing to
+    change.
     """
-    if control == "shuffled" and partner is None:
-        raise ValueError(f"Control shuffled needs a partner for sample {episode.sample.id!r}.")
     if control in MASKS:
         named = [box for turn in episode.turns for box in turn.named]
-        return masked(control, episode.sample, [(b.image, b.box) for b in named], store, seed=seed)
+        gaze = [(root, p.bounds) for b in named for root, p in b.image.to_roots(b.box)]
+        return masked(control, episode.sample, gaze, store, seed=seed)
     rng = np.random.default_rng([seed, *episode.sample.id.encode()])
     begun = _chain(episode)
     if begun is None:
@@ -135,40 +135,81 @@ def _values(
 ) -> list[_Values | None] | None:
     if control == "stripped":
         return [None] * len(values)
+    grain = _grain(values)
     if control == "shuffled":
-        assert partner is not None
-        theirs = [b.values for b in notation.find(_chain(partner) or "") if b.values is not None]
-        return [theirs[n % len(theirs)] for n in range(len(values))] if theirs else None
+        chain = "" if partner is None else _chain(partner) or ""
+        theirs = [b.values for b in notation.find(chain) if b.values is not None]
+        order = rng.permutation(len(theirs))
+        return [theirs[order[n % len(theirs)]] for n in range(len(values))] if theirs else None
     if control == "exchanged":
         return [*values[1:], values[0]] if len(set(values)) > 1 else None
     if control == "random":
-        return [_anywhere(v, frame, rng) for v in values]
-    return [_jittered(v, frame, rng) for v in values]
+        return [_anywhere(v, frame, grain, rng) for v in values]
+    moved = [_jittered(v, frame, grain, rng) for v in values]
+    return None if moved == list(values) else list(moved)
 
 
-def _anywhere(values: _Values, frame: Frame, rng: np.random.Generator) -> _Values:
+def _grain(values: Sequence[_Values]) -> int:
+    """What all numbers of a chain are whole multiples of: 10, 5, 2 or 1. Models have habits, and a
+    number of another kind would be another change than the one that is meant.
+    """
+    numbers = [n for v in values for n in v]
+    return next(g for g in (10, 5, 2, 1) if g == 1 or all(n % g == 0 for n in numbers))
+
+
+def _anywhere(values: _Values, frame: Frame, grain: int, rng: np.random.Generator) -> _Values:
     x0, y0, x1, y1 = values
     wide, high = min(abs(x1 - x0), frame.limit[0]), min(abs(y1 - y0), frame.limit[1])
     x = rng.uniform(0, frame.limit[0] - wide)
     y = rng.uniform(0, frame.limit[1] - high)
-    return _written((x, y, x + wide, y + high), frame)
+    return _written((x, y, x + wide, y + high), frame, grain)
 
 
-def _jittered(values: _Values, frame: Frame, rng: np.random.Generator) -> _Values:
+def _jittered(values: _Values, frame: Frame, grain: int, rng: np.random.Generator) -> _Values:
     x0, y0, x1, y1 = values
     reach = (JITTER * abs(x1 - x0), JITTER * abs(y1 - y0)) * 2
     moved = [v + float(rng.uniform(-1, 1)) * r for v, r in zip(values, reach, strict=True)]
     limits = (*frame.limit, *frame.limit)
     a, b, c, d = (min(max(v, 0.0), most) for v, most in zip(moved, limits, strict=True))
-    return _written((a, b, c, d), frame)
+    return _written((a, b, c, d), frame, grain)
 
 
-def _written(values: _Values, frame: Frame) -> _Values:
+def _written(values: _Values, frame: Frame, grain: int) -> _Values:
     """As the model would write it."""
     if not frame.is_integral:
         return values
-    a, b, c, d = (float(round(v)) for v in values)
+    a, b, c, d = (float(grain * round(v / grain)) for v in values)
     return (a, b, c, d)
+
+
+MASK_TRIES = 100
+AS_LARGE = 0.02
+"""Of what boxes hide together: by how much others may hide more or less."""
+
+
+def _as_large(boxes: Sequence[Box], image: ImageRef, rng: np.random.Generator) -> list[Box]:
+    """Boxes of these sizes anywhere, that hide as much together: of several draws the nearest."""
+    wanted = _union(boxes)
+    best: list[Box] = []
+    for _ in range(MASK_TRIES):
+        drawn = [elsewhere(box, image, rng) for box in boxes]
+        if not best or abs(_union(drawn) - wanted) < abs(_union(best) - wanted):
+            best = drawn
+        if abs(_union(best) - wanted) <= AS_LARGE * wanted:
+            break
+    return best
+
+
+def _union(boxes: Sequence[Box]) -> float:
+    """Area that boxes cover together."""
+    x = np.unique([v for b in boxes for v in (b.x0, b.x1)])
+    y = np.unique([v for b in boxes for v in (b.y0, b.y1)])
+    covered = np.zeros((len(y) - 1, len(x) - 1), dtype=bool)
+    for b in boxes:
+        left, right = np.searchsorted(x, (b.x0, b.x1))
+        top, bottom = np.searchsorted(y, (b.y0, b.y1))
+        covered[top:bottom, left:right] = True
+    return float(np.diff(y) @ covered @ np.diff(x))
 
 
 def masked(
@@ -188,8 +229,8 @@ def masked(
     images = []
     for image in sample.images:
         boxes = [box for on, box in gaze if on == image]
-        if control == "random-masked":
-            boxes = [elsewhere(b, image, rng) for b in boxes]
+        if control == "random-masked" and boxes:
+            boxes = _as_large(boxes, image, rng)
         is_rest = control == "rest-masked"
         if not boxes and not is_rest:
             images.append(image)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from saccade.assemble import answering, check_same_start, task_of
 from saccade.config import Recipe
-from saccade.controls import Counterfactual, counterfactual, masked
+from saccade.controls import MASKS, Counterfactual, counterfactual, masked
 from saccade.dialects import Grounded, Mixed
 from saccade.engines import Sampling
 from saccade.episode_json import episode_to_json
@@ -200,8 +200,8 @@ def _counterfactuals(
     episodes: Sequence[Episode], recipe: Recipe, setup: Setup
 ) -> dict[str, Counterfactual]:
     """What to ask in the place of each sample, by its id; those with nothing to change are left
-    out. Partners are the next of the episodes that were asked together, from the first again after
-    the last.
+    out. A partner is the next episode of the same stratum among those that were asked together,
+    from the first again after the last.
     """
     control, notation = recipe.eval.control, setup.boxes_as
     assert control is not None
@@ -209,11 +209,12 @@ def _counterfactuals(
         return _masked_as(episodes, recipe, setup)
     if notation is None:
         raise RecipeError(f"eval.control {control} needs to know how boxes are written: notation.")
-    if not setup.engine.capabilities.ids:
+    if control not in MASKS and not setup.engine.capabilities.ids:
         raise RecipeError(f"eval.control {control} needs a model that is loaded here, not an api.")
     found = {}
     for place, episode in enumerate(episodes):
-        partner = episodes[(place + 1) % len(episodes)]
+        others = (*episodes[place + 1 :], *episodes[:place])
+        partner = next((e for e in others if e.sample.stratum == episode.sample.stratum), None)
         changed = counterfactual(
             control,
             episode,
