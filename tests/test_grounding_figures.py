@@ -198,8 +198,10 @@ def test_what_a_control_changed_is_told_by_kind() -> None:
         replace(whole, id="b", kind="left of", before="2", answer="2"),
         replace(whole, id="c", kind="inside", before="2", answer="2"),
         replace(whole, id="d", kind="behind"),
+        replace(whole, id="e", kind="inside", before="2", answer=None),  # lost, and none other
     ]
     summary = summarise(rows, bootstrap=100)
+    assert summary.grounding["lost"]["all"].estimate == 0.25
     changed = {kind: interval.estimate for kind, interval in summary.changed_kinds.items()}
     assert changed == {"left of": 0.5, "inside": 0.0}  # of d nothing was changed
     heads = [str(c) for c in format_table(results_json({"a": summary}, ())).columns[0].cells]

@@ -768,6 +768,8 @@ def test_claims_ask_for_their_pairs_and_stand_in_the_results(
         ({"above": ["nobody"], "more_than": 0.0}, "must name arms"),
         ({"above": ["sft"]}, "just one of more_than, at_least, less_than"),
         ({"above": ["sft"], "more_than": 0.0, "less_than": 1.0}, "just one of"),
+        ({"above": ["sft"], "more_than": 0.0, "kinds": ["a"]}, "is about one arm"),
+        ({"less_than": 0.1, "at_checkpoints": True}, "invalid or redundant, got accuracy"),
     ],
 )
 def test_a_claim_without_a_bound_or_an_arm_is_refused(

@@ -770,6 +770,33 @@ def test_the_claims_of_a_recipe_are_told_for_each_arm_and_stratum() -> None:
     ]
 
 
+def test_claims_on_kinds_and_on_checkpoints_are_decided_by_their_own_figures() -> None:
+    results = _grounded()
+    changed = {"left of": [0.7, 0.6, 0.8], "inside": [0.1, 0.0, 0.2]}
+    results["splits"]["test"]["arms"]["ours"]["by_kind"] = {"changed": changed}
+    results["arms"]["ours"]["checkpoints"] = [
+        {"seed": 0, "step": 50, "accuracy": 0.5, "invalid": 0.002},
+        {"seed": 0, "step": 100, "accuracy": 0.5, "invalid": 0.02},
+        {"seed": 1, "step": 50, "accuracy": 0.5},  # wrote no boxes
+    ]
+    of = {"arm": "ours", "above": [], "strata": ["all"]}
+    results["claims"] = [
+        of | {"metric": "changed", "kinds": ["left of", "inside"], "at_least": 0.5},
+        of | {"metric": "invalid", "at_checkpoints": True, "less_than": 0.01},
+        of | {"metric": "invalid", "at_checkpoints": True, "less_than": 0.05},
+        of | {"arm": "direct", "metric": "invalid", "at_checkpoints": True, "less_than": 0.01},
+    ]
+    told = statements(results, "test")
+    assert [s.verdict for s in told] == [
+        "met", "missed", "missed", "met by the estimate alone", "not known",
+    ]  # fmt: skip
+    assert told[0].claim.startswith("changed of ours, of left of")
+    assert "the largest of 2 validations" in told[2].claim
+    table = tables.split_tables(results, "test", link="x").controls
+    assert table.heads == ("left of", "inside")
+    assert [row.name for row in table.rows] == ["ours"]
+
+
 @pytest.mark.parametrize(
     ("where", "value", "verdict"),
     [

@@ -133,7 +133,9 @@ def test_a_phrase_of_prose_is_the_clause_before_its_box(text: str, phrases: list
 
 
 def test_boxes_inside_of_other_objects_are_found_where_they_stand() -> None:
-    text = '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "a"}, {"bbox_2d": [5, 6, 7, 8]}]} done'
+    text = (
+        '{"objects": [{"bbox_2d": [1, 2, 30, 40], "label": "a"}, {"bbox_2d": [5, 6, 7, 8]}]} done'
+    )
     found = JSON.find(text)
     assert [(b.values, b.phrase) for b in found] == [((1, 2, 30, 40), "a"), ((5, 6, 7, 8), "")]
     assert JSON.rewritten(text, [None, (0, 0, 1, 1)]) == (

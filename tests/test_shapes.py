@@ -12,10 +12,10 @@ from saccade.errors import RecipeError
 from saccade.geometry import Box, iou
 from saccade.image_store import ImageStore
 from saccade.rewards import Rubric, answer, valid_calls
+from saccade.rewards.grounded import asks_for_boxes
 from saccade.tasks import Task, task_named
 from saccade.tasks.check import check
 from saccade.tasks.hacks import HACKS, UNPRICED, hacked
-from saccade.rewards.grounded import asks_for_boxes
 from saccade.tasks.mix import Mix
 from saccade.worlds.shapes import (
     CLEAR,

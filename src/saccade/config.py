@@ -432,11 +432,16 @@ class ClaimConfig(Section):
     above: tuple[str, ...] = ()
     """Arms that it is compared with, each by itself; none: its own figure is compared."""
     metric: Literal[
-        "accuracy", "lenient", "f1", "mean_iou", "acc_at_0_5", "invalid", "redundant"
+        "accuracy", "lenient", "f1", "mean_iou", "acc_at_0_5", "invalid", "redundant", "changed"
     ] = "accuracy"
     """Figure of an answer."""
     strata: tuple[str, ...] = ("all",)
     """Of the items, each by itself."""
+    kinds: tuple[str, ...] = ()
+    """Of the questions, each by itself, in the place of strata; for figures of one arm."""
+    at_checkpoints: bool = False
+    """Of its share of invalid or redundant boxes: the largest of all validations on the way, of all
+    seeds, in the place of the end's."""
     more_than: float | None = None
     """All of the 95% interval of the difference, or of the figure, is above this; 0.01 is a
     point."""
@@ -453,6 +458,14 @@ class ClaimConfig(Section):
         if sum(bound is not None for bound in bounds) != 1:
             raise ValueError(
                 "a claim needs just one of more_than, at_least, less_than and not_below"
+            )
+        if self.above and (self.kinds or self.at_checkpoints):
+            raise ValueError(
+                "a claim with kinds or at_checkpoints is about one arm: leave out above"
+            )
+        if self.at_checkpoints and self.metric not in ("invalid", "redundant"):
+            raise ValueError(
+                f"a claim at_checkpoints is about invalid or redundant, got {self.metric}"
             )
         return self
 

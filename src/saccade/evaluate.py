@@ -68,6 +68,7 @@ GroundingMetric = Literal[
     "redundant",
     "cut",
     "changed",
+    "lost",
 ]
 Metric = (
     Literal["accuracy", "lenient", "coverage", "tightness", "calls", "completion_tokens"]
@@ -391,14 +392,22 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "redundant": lambda row: _share_of_boxes(row, "redundant"),
     "cut": lambda row: _share_of_boxes(row, "cut"),
     "changed": lambda row: _changed(row),
+    "lost": lambda row: _lost(row),
 }
 
 
 def _changed(row: SampleRow) -> float | None:
-    """Whether a control changed the answer; None where it had nothing to change."""
-    if row.before is None:
+    """Whether a control changed the answer to another one; None where it had nothing to change, or
+    where there was no answer before or after.
+    """
+    if not row.before or not row.answer:
         return None
-    return float(not strict(row.before or "none", row.answer or "none"))
+    return float(not strict(row.before, row.answer))
+
+
+def _lost(row: SampleRow) -> float | None:
+    """Whether a control left no answer where there was one; None where it had nothing to change."""
+    return None if not row.before else float(not row.answer)
 
 
 def _right_and_found(row: SampleRow) -> float | None:

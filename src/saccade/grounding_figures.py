@@ -1,7 +1,7 @@
 """How well the boxes in thoughts agree with the evidence: one row for an episode.
 
-Invariant: boxes are compared in pixels of the original, all that were written, of whatever size: one
-that repeats another, shows everything or can't be read costs precision. What does not apply is
+Invariant: boxes are compared in pixels of the original, all that were written, of whatever size:
+one that repeats another, shows everything or can't be read costs precision. What does not apply is
 None. `union_iou_unscaled` alone repeats an error, on purpose: GRIT's evaluation compares numbers as
 the model wrote them, in the frame of the resized picture, with gold boxes in original pixels.
 """

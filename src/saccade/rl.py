@@ -62,7 +62,7 @@ from saccade.sft import checkpoint, resume, trainable
 from saccade.tasks import Task, stream
 from saccade.tokens import Flat, Pack, episode_tree, flatten, pack
 from saccade.types import Episode, Group, Sample
-from saccade.validation import tool_rows, validate
+from saccade.validation import shares_of_boxes, tool_rows, validate
 
 __all__ = [
     "Rollouts",
@@ -545,14 +545,14 @@ def _watched(sampled: Rollouts) -> dict[str, Any]:
 
 def _boxes(episodes: Sequence[Episode]) -> dict[str, float]:
     """What came of the boxes in thoughts; nothing where none was written."""
-    found = [boxes_of(e) for e in episodes]
-    written = sum(b.written for b in found)
-    if not written:
+    shares = shares_of_boxes(episodes)
+    if not shares:
         return {}
+    written = sum(boxes_of(e).written for e in episodes)
     return {
         "boxes": written / len(episodes),
-        "invalid_boxes": sum(b.invalid for b in found) / written,
-        "redundant_boxes": sum(b.redundant for b in found) / written,
+        "invalid_boxes": shares["invalid"],
+        "redundant_boxes": shares["redundant"],
     }
 
 

@@ -16,13 +16,14 @@ from saccade.config import Recipe
 from saccade.engines import Sampling
 from saccade.evaluate import row_of
 from saccade.observing import partners_among
+from saccade.rewards.grounded import boxes_of
 from saccade.rollout import Setup, rollout
 from saccade.run_folder import stage_of_tool
 from saccade.tasks import Task
 from saccade.tools import Tool
 from saccade.types import Episode, Sample, ToolCall
 
-__all__ = ["tool_rows", "validate"]
+__all__ = ["shares_of_boxes", "tool_rows", "validate"]
 
 
 def tool_rows(episodes: Sequence[Episode], setup: Setup) -> list[dict[str, Any]]:
@@ -64,6 +65,20 @@ async def validate(task: Task, setup: Setup, recipe: Recipe) -> list[dict[str, A
     return rows
 
 
+def shares_of_boxes(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Of the boxes in thoughts, those that are invalid and those that repeat another; nothing where
+    none was written.
+    """
+    found = [boxes_of(e) for e in episodes]
+    written = sum(b.written for b in found)
+    if not written:
+        return {}
+    return {
+        "invalid": sum(b.invalid for b in found) / written,
+        "redundant": sum(b.redundant for b in found) / written,
+    }
+
+
 def _tools_of(setup: Setup) -> list[Tool]:
     return [] if setup.toolbox is None else [t for t in setup.toolbox.tools if not t.is_answer]
 
@@ -85,4 +100,4 @@ async def _accuracies(samples: Sequence[Sample], setup: Setup, recipe: Recipe) -
         key = f"accuracy_{name}" if name else "accuracy"
         found[key] = sum(bool(r.strict) for r in chosen) / len(chosen)
     found["calls"] = sum(len(e.calls) for e in episodes) / len(episodes)
-    return found
+    return found | shares_of_boxes(episodes)

@@ -338,6 +338,7 @@ def _results(found: _Ladder) -> dict[str, Any]:
             "training": [_cost(found, arm, seed) for seed in found.seeds(arm)]
             if arm.is_trained
             else [],
+            "checkpoints": [r for seed in found.seeds(arm) for r in _checkpoints(found, arm, seed)],
         }
     return {
         "scorer": SCORER_VERSION,
@@ -358,6 +359,16 @@ def _ledger(found: _Ladder) -> list[dict[str, Any]]:
         for _, _, job in _measurements(found)
         for line in RunFolder(job.recipe.run or found.top).read("ledger")
     ]
+
+
+def _checkpoints(found: _Ladder, arm: Arm, seed: int) -> list[dict[str, Any]]:
+    """What the validations on the way of a training told; none of those that have none."""
+    if arm.stage != "rl":
+        return []
+    trained = _training(found, arm, seed, found.rates[arm.name]).recipe
+    assert trained.run is not None
+    rows = RunFolder(trained.run).read("metrics")
+    return [{"seed": seed, **r} for r in rows if r["stage"] == "validation"]
 
 
 def _cost(found: _Ladder, arm: Arm, seed: int) -> dict[str, float]:

@@ -27,8 +27,8 @@ class Mix:
     ) -> None:
         """Names of tasks, or mappings of `name` and their options; `request` is said behind each
         question of a part, and `form: free` says of one that its questions need no boxes, so that
-        rewards of form leave them out. `train` names the parts that split `train` is made of, where these are
-        not all. Raises RecipeError where a part is no task, stands twice or scores by
+        rewards of form leave them out. `train` names the parts that split `train` is made of, where
+        these are not all. Raises RecipeError where a part is no task, stands twice or scores by
         other rules than the first.
         """
         told = [{"name": p} if isinstance(p, str) else dict(p) for p in parts]

@@ -50,7 +50,7 @@ LOOK_SHARES = (0.25, 0.5, 0.75)
 METRICS: tuple[Metric, ...] = ("accuracy", "lenient", "calls", "completion_tokens", "coverage")
 OF_BOXES: tuple[Metric, ...] = (
     *("f1", "mean_iou", "recall_iou", "union_iou", "union_iou_unscaled", "acc_at_0_5"),
-    *("agreement", "agreement_random", "boxes", "invalid", "redundant", "changed"),
+    *("agreement", "agreement_random", "boxes", "invalid", "redundant", "changed", "lost"),
 )
 """Beside them, where boxes were asked for."""
 _RANGE: dict[Metric, tuple[float, float]] = {

@@ -63,8 +63,21 @@ def statements(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:
 def _claimed(
     results: Mapping[str, Any], split: str, claim: Mapping[str, Any]
 ) -> Iterator[Statement]:
-    """A claim of the recipe, for each arm that it compares with and each stratum."""
+    """A claim of the recipe, for each arm that it compares with and each stratum or kind."""
     arm, metric = str(at(claim, "arm") or results.get("tested")), str(at(claim, "metric"))
+    if at(claim, "at_checkpoints"):
+        rows = list_of(at(results, "arms", arm, "checkpoints"))
+        shares = [v for row in rows if (v := number_of(at(row, metric))) is not None]
+        told = f"{metric} of {arm}, the largest of {len(shares)} validations while it was trained"
+        yield _claim(
+            told, [max(shares), None, None] if shares else None, claim, is_difference=False
+        )
+        return
+    if kinds := list_of(at(claim, "kinds")):
+        for kind in map(str, kinds):
+            value = at(figures_of(results, split, arm), "by_kind", metric, kind)
+            yield _claim(f"{metric} of {arm}, of {kind}", value, claim, is_difference=False)
+        return
     for below in list_of(at(claim, "above")) or [""]:
         for stratum in map(str, list_of(at(claim, "strata"))):
             if below:

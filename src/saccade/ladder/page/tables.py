@@ -54,6 +54,7 @@ class SplitTables(NamedTuple):
     conduct: Table
     boxes: Table
     boxes_pairs: Table
+    controls: Table
     pairs: Table
     tools: Table
     changed: Table
@@ -71,6 +72,7 @@ def split_tables(results: Mapping[str, Any], split: str, *, link: str) -> SplitT
         _conduct(results, split),
         _boxes(results, split),
         _boxes_differences(results, split),
+        _controls(results, split),
         _differences(results, split),
         _tools(results, split),
         _gain_and_harm(results, split),
@@ -237,7 +239,23 @@ _OF_BOXES = {
     "invalid": "invalid",
     "redundant": "redundant",
     "changed": "changed by the control",
+    "lost": "without an answer after it",
 }
+
+
+def _controls(results: Mapping[str, Any], split: str) -> Table:
+    """How many answers each control changed, by kind; no rows where nothing was changed."""
+    found = {
+        name: at(figures_of(results, split, name), "by_kind", "changed") or {}
+        for name in arm_names(results)
+    }
+    kinds = dict.fromkeys(kind for by_kind in found.values() for kind in by_kind)
+    rows = [
+        Row(name, tuple(share_cell(at(by_kind, kind)) for kind in kinds))
+        for name, by_kind in found.items()
+        if by_kind
+    ]
+    return Table(tuple(kind.replace("_", " ") for kind in kinds), tuple(rows))
 
 
 def _mixtures(results: Mapping[str, Any], split: str) -> Table:
