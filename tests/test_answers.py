@@ -184,6 +184,10 @@ def test_lenient_accepts_all_that_strict_accepts(gold, prediction):
         ("B", "(B) red"),
         ("$\\{1,2\\}$", "$\\{2,1\\}$"),
         ("5 million dollars", "$5m"),
+        ("true", "True, it is left of it."),
+        ("true", "yes"),
+        ("no", "False."),
+        ("B", "(B)"),
     ],
 )
 def test_lenient_forgives_the_form(gold, prediction):
@@ -211,6 +215,10 @@ def test_lenient_forgives_the_form(gold, prediction):
         ("A", "Apples"),
         ("5", "inf"),
         ("5", "<think>it is 5"),
+        ("true", "no"),
+        ("false", "True"),
+        ("true", "true or false"),
+        ("yes", "true, and no"),
     ],
 )
 def test_lenient_does_not_forgive_the_content(gold, prediction):

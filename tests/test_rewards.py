@@ -8,6 +8,7 @@ from saccade.rewards import (
     Reward,
     Rubric,
     answer,
+    answer_lenient,
     answer_published,
     looked_at_evidence,
     per_turn,
@@ -240,11 +241,21 @@ def test_a_decorated_function_is_a_reward_that_recipes_find_by_name():
         reward(half_a_point.judge)
 
 
+def test_the_lenient_reward_pays_what_a_patient_reader_accepts() -> None:
+    for gold, said, value in (("true", "yes", 1.0), ("true", "no", 0.0), ("4", "four", 1.0)):
+        sample = Sample("s", "?", (), gold)
+        played = Episode(
+            sample, turns=(TurnRecord(Parsed("", answer=Answer(said))),), stop=StopReason.ANSWERED
+        )
+        assert answer_lenient(played, sample) == value
+        assert answer(played, sample) == 0.0
+
+
 def test_an_unknown_name_is_answered_with_the_nearest_one():
     assert reward_named("answer_published") is answer_published
     with pytest.raises(RecipeError, match="Did you mean 'looked_at_evidence'"):
         reward_named("look_at_evidence")
-    with pytest.raises(RecipeError, match="Available: answer, answer_published"):
+    with pytest.raises(RecipeError, match="Available: answer, answer_lenient, answer_published"):
         reward_named("xyz")
 
 

@@ -6,6 +6,7 @@ A new reward is one decorated function; recipes find it by its name.
 
 from saccade.rewards.builtin import (
     answer,
+    answer_lenient,
     answer_published,
     looked_at_evidence,
     per_turn,
@@ -20,6 +21,7 @@ __all__ = [
     "Reward",
     "Rubric",
     "answer",
+    "answer_lenient",
     "answer_published",
     "grounded_count",
     "grounded_format",

@@ -18,7 +18,7 @@ from saccade.rewards.quantities import only_quantity, quantities_agree, whole_qu
 
 __all__ = ["SCORER_VERSION", "extract", "judged", "lenient", "strict"]
 
-SCORER_VERSION = 1
+SCORER_VERSION = 2
 """Stored beside scores, so that runs can be scored again and told apart."""
 
 
@@ -144,6 +144,8 @@ def _trimmed(text: str) -> str | None:
 # --- our lenient rule -----------------------------------------------------------------------------
 
 _ANSWER_LIMIT = 400
+_YES, _NO = ("yes", "true"), ("no", "false")
+"""A statement that holds may be called true, or be answered with yes."""
 
 
 def _plain_text(text: str) -> str:
@@ -168,10 +170,11 @@ def _items(text: str) -> list[str] | None:
 
 
 def _texts_agree(gold: str, answer: str) -> bool:
-    if gold in ("yes", "no"):
-        other = "no" if gold == "yes" else "yes"
-        opening = re.match(r"(yes|no)(?:[,.;:!]|$)", answer)
-        return bool(opening) and answer.startswith(gold) and other not in re.findall(r"\w+", answer)
+    if gold in _YES + _NO:
+        same, other = (_YES, _NO) if gold in _YES else (_NO, _YES)
+        opening = re.match(r"(yes|no|true|false)(?:[,.;:!]|$)", answer)
+        words = re.findall(r"\w+", answer)
+        return bool(opening) and words[0] in same and not {*other} & {*words}
     if len(gold) == 1 and gold in string.ascii_lowercase:
         option = re.match(r"\(([a-z])\)|([a-z])[).:](?= |$)|([a-z])$", answer)
         return option is not None and gold in option.groups()

@@ -8,11 +8,18 @@ Left out on purpose: format rewards (nothing is paid for bare form) and judges.
 from __future__ import annotations
 
 from saccade.coverage import overlap
-from saccade.rewards.answers import judged, strict
+from saccade.rewards.answers import judged, lenient, strict
 from saccade.rewards.rubric import reward
 from saccade.types import Episode, Sample, Score, TurnRecord
 
-__all__ = ["answer", "answer_published", "looked_at_evidence", "per_turn", "valid_calls"]
+__all__ = [
+    "answer",
+    "answer_lenient",
+    "answer_published",
+    "looked_at_evidence",
+    "per_turn",
+    "valid_calls",
+]
 
 
 def _is_right(episode: Episode, sample: Sample) -> bool:
@@ -24,6 +31,13 @@ def _is_right(episode: Episode, sample: Sample) -> bool:
 def answer(episode: Episode, sample: Sample) -> float | None:
     """1 for the right answer (equal text or exactly equal number), 0 for a wrong one or none."""
     return 1.0 if _is_right(episode, sample) else 0.0
+
+
+@reward
+def answer_lenient(episode: Episode, sample: Sample) -> float | None:
+    """1 for what a patient reader would accept (`saccade.rewards.answers.lenient`), else 0."""
+    said = judged(sample.answer, episode.answer)
+    return float(said is not None and lenient(sample.answer, said))
 
 
 @reward

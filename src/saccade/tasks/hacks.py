@@ -100,7 +100,8 @@ HACKS: dict[str, tuple[bool, Callable[[Sample, str], str]]] = {
 }
 """By name: whether the answer that it is given is the right one, and how it is written."""
 UNPRICED = ("boxes anywhere",)
-"""What no reward without box labels tells from honesty: boxes as large as things, and a right answer.
+"""What no reward without box labels tells from honesty: boxes as large as things, beside a right
+answer.
 """
 
 
