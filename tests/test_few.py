@@ -55,6 +55,20 @@ def test_of_a_split_that_ends_items_are_drawn_without_repeating_one() -> None:
     assert Few(inner, items=100, seed=0).size("train") == 9
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_parts_of_a_mix_that_ends_have_as_many_each(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """As 10 questions of VSR and 10 of TallyQA, whose files end."""
+    monkeypatch.setattr("saccade.tasks.shapes._Shapes.size", lambda *_: 50)
+    few = mixed(7, seed)
+    assert few.size("train") == 7
+    parts = [i.partition("/")[0] for i in ids(few, "train", 7)]
+    assert (parts.count("shapes_vsr"), parts.count("shapes_tally")) == (4, 3)
+    assert len(set(ids(few, "train", 7))) == 7
+    assert mixed(1000, seed).size("train") == 100
+
+
 def test_the_few_are_named_and_scored_as_in_the_whole_task() -> None:
     few = mixed(4, seed=2)
     for sample in few.load("train", store=ImageStore()):

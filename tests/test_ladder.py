@@ -788,8 +788,20 @@ def test_the_shipped_ladder_of_boxes_has_the_arms_that_could_refute_it() -> None
     above = {name for claim in shipped.ladder.claims for name in claim.above}
     assert {"direct", "cot", "one-shot", "few-shot", "words", "warm-up"} <= above
     assert {claim.metric for claim in shipped.ladder.claims} >= {"accuracy", "f1", "invalid"}
-    sizes = {arms[f"grpo-gr-{n}"].settings["task.train_items"] for n in (20, 500, 7000)}
-    assert sizes == {20, 500, 7000}
+    for family in ("grpo-gr", "few-shot"):  # few-shot itself is that of 20
+        few = [
+            arm
+            for name, arm in arms.items()
+            if name.startswith(family)
+            and arm.settings.get("task.train_items")
+            and "direct" not in name
+        ]
+        assert sorted(arm.settings["task.train_items"] for arm in few) == [20, 500, 7000]
+        assert {arm.start for arm in few} == {None}  # no other question taught them anything
+    continued, warm = arms["warm-up-continued"], arms["warm-up"]
+    assert (continued.start, continued.data) == (warm.start, warm.data)  # the same chains
+    told = {(c.arm, c.metric) for c in shipped.ladder.claims}
+    assert {("exchanged", "changed"), ("jittered", "changed"), ("grpo-gr-weak", "invalid")} <= told
 
 
 def test_the_shipped_mixed_recipe_holds_both_ways_of_looking_against_each() -> None:

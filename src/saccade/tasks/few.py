@@ -12,6 +12,7 @@ import numpy as np
 from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
 from saccade.tasks import BETWEEN_SEEDS, Task, find
+from saccade.tasks.mix import Mix
 from saccade.types import Sample
 
 __all__ = ["Few"]
@@ -23,7 +24,7 @@ class Few:
     """Another task whose split `train` ends after `items` samples; other splits are as they are.
 
     Of a split without end each seed has the first samples of its own stretch, of one that ends a
-    draw without replacement.
+    draw without replacement. Parts of a mix have as many each, one more where that does not go up.
     """
 
     def __init__(self, task: Task, *, items: int, seed: int) -> None:
@@ -32,7 +33,12 @@ class Few:
         if size is None:
             self._places = seed * BETWEEN_SEEDS + np.arange(items)
         else:
-            self._places = np.random.default_rng([seed, 17]).permutation(size)[:items]
+            order = np.random.default_rng([seed, 17]).permutation(size)
+            turns = task.turns if isinstance(task, Mix) else 1
+            by_part = [order[order % turns == part] for part in range(turns)]
+            longest = max(len(places) for places in by_part)
+            taken = [int(p[k]) for k in range(longest) for p in by_part if k < len(p)]
+            self._places = np.array(taken[:items], dtype=int)
 
     @property
     def name(self) -> str:

@@ -87,6 +87,11 @@ class Mix:
         ends = [size for size in sizes if size is not None]
         return min(ends) * len(sizes) if ends else None
 
+    @property
+    def turns(self) -> int:
+        """Parts that take turns in split `train`: sample k is of the part k modulo that many."""
+        return len(self._trained)
+
     def _of(self, split: str) -> list[Task]:
         names = self._trained if split == "train" else list(self._parts)
         return [self._parts[name] for name in names]

@@ -99,11 +99,11 @@ def curve_groups(run: Path, results: Mapping[str, Any]) -> list[CurveGroup]:
 
 
 ITEMS = "task.train_items"
-_BY_ITEMS = {"accuracy": "Accuracy", "f1": "F1 of boxes"}
+_BY_ITEMS = {"accuracy": "Accuracy", "f1": "F1 of boxes", "mean_iou": "Mean IoU of boxes"}
 
 
 def item_curves(results: Mapping[str, Any]) -> list[CurveGroup]:
-    """Accuracy and F1 by the number of items that training read, of arms that differ in nothing
+    """Accuracy, F1 and IoU by the number of items that training read, of arms that differ in nothing
     else (but the passes over them), with 95% intervals; what reads a stream stands at the right.
     """
     families: dict[str, dict[float, str]] = defaultdict(dict)
