@@ -144,6 +144,7 @@ def row(number: int, right: bool) -> SampleRow:
         image_tokens=12,
         gold=str(number % 3),
         choices=4,
+        scorer=SCORER_VERSION,
     )
 
 

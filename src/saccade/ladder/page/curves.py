@@ -103,8 +103,9 @@ _BY_ITEMS = {"accuracy": "Accuracy", "f1": "F1 of boxes", "mean_iou": "Mean IoU 
 
 
 def item_curves(results: Mapping[str, Any]) -> list[CurveGroup]:
-    """Accuracy, F1 and IoU by the number of items that training read, of arms that differ in nothing
-    else (but the passes over them), with 95% intervals; what reads a stream stands at the right.
+    """Accuracy, F1 and IoU by the number of items that training read, of arms that differ in
+    nothing else (but the passes over them), with 95% intervals; what reads a stream stands at the
+    right.
     """
     families: dict[str, dict[float, str]] = defaultdict(dict)
     for name in arm_names(results):
