@@ -27,6 +27,7 @@ from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import Limits, Setup, run_episode
 from saccade.run_folder import RunFolder
+from saccade.tasks.files import Files
 from saccade.types import BoxNamed, Episode, ImageRef, Parsed, Sample, TurnRecord
 
 RENDERER = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
@@ -301,6 +302,32 @@ def test_an_evaluation_asks_twice_and_measures_the_second_answer(
     again = measure.run(recipe(rows, tmp_path / "r", f"eval.control={control}"), arm="a")
     assert again == summary
     assert len(asked) == 7
+
+
+def test_boxes_are_shuffled_among_samples_of_one_stratum(
+    rows: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a mix, the next sample is of another world, whose boxes are listed in another way."""
+    told: dict[str, str | None] = {}
+
+    def noted(control: Any, episode: Episode, **options: Any) -> Counterfactual | None:
+        partner = options["partner"]
+        told[episode.sample.id] = partner and partner.sample.id
+        return counterfactual(control, episode, **options)
+
+    load = Files.load
+
+    def parted(self: Files, split: str, **options: Any) -> list[Sample]:
+        found = load(self, split, **options)
+        strata = {"q0": "a", "q1": "b", "q2": "a", "q3": "c"}
+        return [replace(s, stratum=strata[s.id]) for s in found]
+
+    monkeypatch.setattr(Files, "load", parted)
+    monkeypatch.setattr(measure, "counterfactual", noted)
+    measure.run(recipe(rows, tmp_path / "r", "eval.control=shuffled"), arm="a")
+    assert told == {"q0": "q2", "q1": None, "q2": "q0", "q3": None}
+    before = {r["id"]: r.get("before") for r in RunFolder(tmp_path / "r").rows("rows")}
+    assert [i for i, b in before.items() if b is not None] == ["q0", "q2"]
 
 
 def test_a_model_is_asked_behind_the_masks_of_another_s_gaze(

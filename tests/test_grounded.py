@@ -7,16 +7,29 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.dialects import NOTATIONS, dialect
 from saccade.dialects.grounded import SECTIONS, Grounded
 from saccade.geometry import Box, Frame, iou
 from saccade.grounding import MOST, boxes_named
+from saccade.grounding_figures import grounding_of
 from saccade.renderers.resize import smart_resize
 from saccade.tags import sections
-from saccade.types import Answer, BadBox, BoxNamed, ImageRef, Parsed, ToolCall
+from saccade.types import (
+    Answer,
+    BadBox,
+    BoxNamed,
+    Episode,
+    Evidence,
+    ImageRef,
+    Parsed,
+    Sample,
+    StopReason,
+    ToolCall,
+    TurnRecord,
+)
 
 IMAGE = ImageRef("a" * 64, 640, 480)
 GROUNDED = Grounded()
@@ -196,6 +209,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("size", SIZES)
+@settings(deadline=None)  # the first one imports what matches boxes
 @given(data=st.data())
 def test_each_edge_of_a_perfect_box_returns_within_half_a_unit(
     family: str, size: tuple[int, int], data: st.DataObject
@@ -221,6 +235,21 @@ def test_each_edge_of_a_perfect_box_returns_within_half_a_unit(
     assert bad == ()
     for i, (was, now) in enumerate(zip(gold.as_tuple(), back.box.as_tuple(), strict=True)):
         assert abs(was - now) <= unit[i % 2] / 2 * (1 + 1e-9)
+    # and on to gaze and figures, however small it is
+    episode = Episode(
+        Sample("s", "?", (image,), "yes", (Evidence(image, gold),)),
+        turns=(TurnRecord(Parsed(text), named=(back,)),),
+        stop=StopReason.ANSWERED,
+    )
+    [gaze] = episode.gaze
+    assert (gaze.image, gaze.polygon.bounds) == (image, back.box)
+    least = (gold.width - unit[0]) * (gold.height - unit[1])
+    least /= (gold.width + unit[0]) * (gold.height + unit[1])
+    found = grounding_of(episode, frame=lambda _: frame)
+    assert found.mean_iou == found.recall_iou
+    assert found.mean_iou is not None
+    assert found.mean_iou >= least - 1e-9
+    assert found.union_iou == pytest.approx(found.mean_iou, abs=1e-6)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
