@@ -4,7 +4,8 @@ pixels that they point at, been others.
 Two ways: the chain is changed and the model goes on from its end, or the picture is changed and the
 model is asked anew. What changes the answer is what it rests on.
 
-Invariant: a control changes one thing; everything else is as in the episode that it starts from.
+Invariant: a control changes the boxes of a chain, or pixels; everything else is as in the episode
+that it starts from.
 Where there is nothing to change, there is no counterfactual, and that is told apart from one that
 changed nothing.
 """
