@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from saccade.assemble import task_of
+from saccade.assemble import data_file, task_of
+from saccade.config import TaskConfig
 from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.recipe_files import load_recipe, recipe_hash
 from saccade.tasks import Task, find, stream, task_named
 from saccade.tasks.few import Few
+from saccade.tasks.moved import LEAST
 from saccade.types import Sample
 
 PARTS = {"parts": ["shapes_vsr", "shapes_tally"]}
@@ -110,3 +116,59 @@ def test_a_recipe_says_how_many() -> None:
     assert task_of(whole).size("train") is None
     assert task_of(few).size("train") == 20
     assert recipe_hash(whole, stage="rl") != recipe_hash(few, stage="rl")
+
+
+def test_each_of_few_items_comes_in_several_ways_whose_boxes_lie_on_the_same_things() -> None:
+    task, store = Few(task_named("mix", PARTS), items=4, seed=1, ways=3), ImageStore()
+    assert task.size("train") == 12
+    samples = task.load("train", store=store)
+    plain = samples[:4]
+    assert [s.id for s in plain] == ids(mixed(4, 1), "train", 4)
+    for number, sample in enumerate(samples):
+        way, at = divmod(number, 4)
+        first = plain[at]
+        assert (sample.question, sample.answer) == (first.question, first.answer)
+        assert sample.id == (f"{first.id}~{way}" if way else first.id)
+        again = find(task, sample.id, store=store)
+        assert again == sample
+        if not way:
+            continue
+        assert sample.images != first.images
+        assert (sample.images[0].width, sample.images[0].height) == (
+            first.images[0].width,
+            first.images[0].height,
+        )
+        was, now = (store.view(s.images[0]).pixels for s in (first, sample))
+        for a, b in zip(first.evidence, sample.evidence, strict=True):
+            assert b.image == sample.images[0]
+            scale = b.box.width / a.box.width
+            assert scale == pytest.approx(b.box.height / a.box.height, rel=0.02)
+            assert LEAST - 0.01 <= scale <= 1
+            colours = [
+                np.asarray(p.crop(tuple(round(v) for v in box.as_tuple()))).mean(axis=(0, 1))
+                for p, box in ((was, a.box), (now, b.box))
+            ]
+            assert np.abs(colours[0] - colours[1]).max() < 12
+    assert len({s.images for s in samples}) == 12
+    assert task.load("test", store=store, count=2)[0].id.endswith("/test/0")
+
+
+def test_ways_without_few_items_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"task\.train_items is not set"):
+        TaskConfig(train_ways=2)
+    overrides = ["task.train_items=2", "task.train_ways=3"]
+    recipe = load_recipe(data_file(Path("grounded-tiny.yaml")), overrides)
+    assert task_of(recipe).size("train") == 6
+
+
+def test_an_id_that_looks_like_a_way_but_is_one_of_the_task_is_found_as_it_is() -> None:
+    class Odd(Few):
+        def find(self, sample: str, *, store: ImageStore) -> Sample | None:
+            plain = find(self.task, "shapes_vsr/train/0", store=store)
+            return replace(plain, id=sample) if plain and sample == "a~2" else None
+
+    few = Few(Odd(task_named("shapes_vsr", {}), items=2, seed=0), items=2, seed=0, ways=3)
+    store = ImageStore()
+    found, plain = (find(t, i, store=store) for t, i in ((few, "a~2"), (few.task, "a~2")))
+    assert found == plain
+    assert find(few, "b~2", store=store) is None

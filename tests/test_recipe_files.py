@@ -66,7 +66,8 @@ def test_overrides_hold_lists_nulls_and_options_of_a_task() -> None:
         ("seed.x=4", "Unknown key seed.x. Did you mean seed?"),
         (
             "task.kinds=4",
-            "Unknown key task.kinds. Section task has name, path, options, train_items.",
+            "Unknown key task.kinds. Section task has name, path, options, train_items, "
+            "train_ways.",
         ),
     ],
 )

@@ -11,7 +11,15 @@ import pytest
 from transformers import Qwen2VLForConditionalGeneration
 
 from saccade.assemble import BUILT_IN, data_file, model_folder
+from saccade.dialects.notations import NOTATIONS
+from saccade.geometry import Frame
+from saccade.grounding import boxes_named
+from saccade.image_store import ImageStore
 from saccade.recipe_files import load_recipe, recipe_hash
+from saccade.rewards.boxes import matched_f1
+from saccade.synth import read_demonstrations
+from saccade.tasks import task_named
+from saccade.types import Parsed
 
 
 def told(model: str) -> dict[str, object]:
@@ -53,3 +61,32 @@ def test_the_weights_are_small_and_of_a_stock_class(name: str) -> None:
     assert (folder / "model.safetensors").stat().st_size <= 8_000_000
     model = Qwen2VLForConditionalGeneration.from_pretrained(folder)
     assert 500_000 <= sum(p.numel() for p in model.parameters()) <= 3_000_000
+
+
+@pytest.mark.parametrize("world", ["shapes_vsr", "shapes_tally"])
+@pytest.mark.parametrize("name", ["shapes-demonstrations.jsonl", "mixed-demonstrations.jsonl"])
+def test_demonstrations_with_boxes_are_of_the_pictures_that_are_drawn_now(
+    name: str, world: str
+) -> None:
+    made = [d for d in read_demonstrations(data_file(Path(name))) if d.sample.startswith(world)]
+    assert len(made) >= 100
+    task, store = task_named(world, {}), ImageStore()
+    first = min(int(d.sample.rpartition("/")[2]) for d in made)
+    last = max(int(d.sample.rpartition("/")[2]) for d in made[:60])
+    samples = task.load("train", store=store, start=first, count=last + 1 - first)
+    by_id = {s.id: s for s in samples}
+    found = []
+    for demonstration in made[:60]:
+        sample = by_id[demonstration.sample]
+        [image], [text] = sample.images, demonstration.turns
+        named, bad = boxes_named(
+            Parsed(text),
+            NOTATIONS["inline"],
+            images={"img_0": image},
+            frame=lambda image: Frame.thousand(image.width, image.height),
+        )
+        assert not bad
+        assert f"<answer> {sample.answer} </answer>" in text
+        if sample.evidence:
+            found.append(matched_f1([e.box for e in sample.evidence], [n.box for n in named]))
+    assert sum(f or 0.0 for f in found) / len(found) >= 0.6

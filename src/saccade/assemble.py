@@ -216,7 +216,8 @@ def task_of(recipe: Recipe) -> Task:
     task = task_named(recipe.task.name, options)
     if recipe.task.train_items is None:
         return task
-    return Few(task, items=recipe.task.train_items, seed=recipe.seed)
+    items, ways = recipe.task.train_items, recipe.task.train_ways
+    return Few(task, items=items, seed=recipe.seed, ways=ways)
 
 
 def _served(recipe: Recipe) -> Served:

@@ -75,6 +75,17 @@ class TaskConfig(Section):
     """Items of split `train` that training reads, round after round, others at each seed; null:
     all.
     """
+    train_ways: Positive = 1
+    """Ways in which each of these is shown: as it is, and with its pictures smaller elsewhere."""
+
+    @model_validator(mode="after")
+    def _ways_are_of_few_items(self) -> TaskConfig:
+        if self.train_ways > 1 and self.train_items is None:
+            raise ValueError(
+                "task.train_ways is above 1, but task.train_items is not set: say how many items "
+                "are shown in several ways"
+            )
+        return self
 
     @model_validator(mode="after")
     def _files_need_a_path(self) -> TaskConfig:

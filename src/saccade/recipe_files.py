@@ -113,6 +113,7 @@ _ADDED: dict[str, Any] = {
     "eval.control": None,
     "eval.gaze_of": None,
     "task.train_items": None,
+    "task.train_ways": 1,
     "rl.gate": None,
     "rl.judge": None,
     "rl.keep": "last",

@@ -13,6 +13,7 @@ from saccade.image_store import ImageStore
 from saccade.rewards import Rubric
 from saccade.tasks import BETWEEN_SEEDS, Task, find
 from saccade.tasks.mix import Mix
+from saccade.tasks.moved import moved, unmoved
 from saccade.types import Sample
 
 __all__ = ["Few"]
@@ -25,10 +26,11 @@ class Few:
 
     Of a split without end each seed has the first samples of its own stretch, of one that ends a
     draw without replacement. Parts of a mix have as many each, one more where that does not go up.
+    With `ways` above 1 each comes as it is and with its pictures moved, as often altogether.
     """
 
-    def __init__(self, task: Task, *, items: int, seed: int) -> None:
-        self.task = task
+    def __init__(self, task: Task, *, items: int, seed: int, ways: int = 1) -> None:
+        self.task, self._seed, self._ways = task, seed, ways
         size = task.size(TRAIN)
         if size is None:
             self._places = seed * BETWEEN_SEEDS + np.arange(items)
@@ -53,14 +55,16 @@ class Few:
     ) -> Sequence[Sample]:
         if split != TRAIN:
             return self.task.load(split, store=store, start=start, count=count)
-        stop = len(self._places) if count is None else start + count
+        size = len(self._places) * self._ways
         found: list[Sample] = []
-        for place in self._places[start:stop]:
-            found += self.task.load(split, store=store, start=int(place), count=1)
+        for number in range(start, size if count is None else min(start + count, size)):
+            way, at = divmod(number, len(self._places))
+            [sample] = self.task.load(split, store=store, start=int(self._places[at]), count=1)
+            found.append(moved(sample, way, store=store, seed=self._seed))
         return found
 
     def size(self, split: str) -> int | None:
-        return len(self._places) if split == TRAIN else self.task.size(split)
+        return len(self._places) * self._ways if split == TRAIN else self.task.size(split)
 
     def gold(self, sample: Sample) -> str:
         return self.task.gold(sample)
@@ -69,5 +73,10 @@ class Few:
         return self.task.wrong(sample)
 
     def find(self, sample: str, *, store: ImageStore) -> Sample | None:
-        """As the whole task finds it, which has every sample of this one."""
-        return find(self.task, sample, store=store)
+        """As the whole task finds it, which has every sample of this one, or one of its ways."""
+        found = find(self.task, sample, store=store)
+        if found is None and self._ways > 1:
+            name, way = unmoved(sample)
+            found = find(self.task, name, store=store)
+            return found and moved(found, way, store=store, seed=self._seed)
+        return found
