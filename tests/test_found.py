@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from saccade.backends import (
     Segmented,
     Segmenter,
 )
-from saccade.benches.found import LIMITS, bench_found
+from saccade.benches.found import LIMITS, SOURCES, bench_found
 from saccade.benches.judges import JUDGES, Eyes, Seen
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError
@@ -141,6 +143,31 @@ def test_rows_hold_recall_precision_and_f1_of_all_figures() -> None:
     assert row.f1 == row.precision == row.found == 1.0
     assert row.ms is not None
     assert row.ms > 0
+
+
+def test_a_bench_that_was_killed_goes_on_with_the_figures_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = partial(bench_found, count=3, varieties=("plain", "photographs"), show=False)
+    what = ("frames", "dots")
+    whole = bench(what=what)
+    drawn: list[int] = []
+
+    def dies(index: int) -> FigureItem:
+        drawn.append(index)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return figure(index)
+
+    monkeypatch.setattr("saccade.benches.found.SOURCES", {**SOURCES, "plain": dies})
+    with pytest.raises(KeyboardInterrupt):
+        bench(what=what, run=tmp_path)
+    again = bench(what=what, run=tmp_path)
+    assert drawn == [0, 1, 2, 2]
+    assert [replace(row, ms=None) for row in again] == [replace(row, ms=None) for row in whole]
+    assert bench(what=what, run=tmp_path) == again
+    with pytest.raises(RecipeError, match="was begun with"):
+        bench(what=("dots",), run=tmp_path)
 
 
 def test_rows_of_every_judge_can_be_told_as_json() -> None:

@@ -533,6 +533,9 @@ def bench_found(
     backend: Annotated[
         list[str] | None, typer.Option(help="As kind=name or kind=name:model; may be repeated.")
     ] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Folder that keeps what was judged, to go on after a kill.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What tools find in figures and charts, against what is there."""
@@ -545,6 +548,7 @@ def bench_found(
         what=list(JUDGES) if what is None else what.split(","),
         varieties=list(SOURCES) if varieties is None else varieties.split(","),
         backends=_backends(backend or ()),
+        run=run,
         show=not as_json,
     )
     if as_json:

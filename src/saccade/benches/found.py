@@ -8,7 +8,10 @@ Left out on purpose: pictures whose contents nobody knows.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -18,6 +21,7 @@ from saccade.benches.judges import JUDGES, Eyes, Seen
 from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError
 from saccade.progress import progress
+from saccade.run_folder import RunFolder
 from saccade.worlds.chart_figures import chart_figure
 from saccade.worlds.figures import VARIETIES, FigureItem, Variety, figure
 from saccade.worlds.photographs import COUNT, photograph
@@ -68,12 +72,15 @@ def bench_found(
     varieties: Sequence[str] = tuple(SOURCES),
     what: Sequence[str] = ("frames",),
     backends: Mapping[BackendKind, BackendChoice] | None = None,
+    run: Path | None = None,
     show: bool = True,
 ) -> list[Found]:
     """A row for each sort of thing and each variety, on `count` figures of it,
-    as the chosen back ends see them.
+    as the chosen back ends see them. With a run folder what was judged is kept in its
+    `figures.jsonl`, and a bench that was killed goes on there.
 
-    Raises RecipeError for a sort that is none of JUDGES, a variety that is none of SOURCES.
+    Raises RecipeError for a sort that is none of JUDGES, a variety that is none of SOURCES, a
+    folder that was begun with other sorts or back ends.
     """
     if unknown := [w for w in what if w not in JUDGES]:
         raise RecipeError(f"Nobody looks for {unknown[0]!r}, only for {', '.join(JUDGES)}.")
@@ -81,19 +88,58 @@ def bench_found(
         raise RecipeError(f"No figures are {unknown[0]!r}, only {', '.join(SOURCES)}.")
     eyes = Eyes(backends)
     judges = {name: JUDGES[name](eyes) for name in what}
-    seen: dict[tuple[str, str], list[Seen]] = {(n, v): [] for n in what for v in varieties}
-    total = sum(min(count, LIMITS.get(v, count)) for v in varieties)
-    with progress("figures", total=total) as bar:
-        for variety in varieties:
-            for index in range(min(count, LIMITS.get(variety, count))):
+    asked = [(v, n) for v in varieties for n in range(min(count, LIMITS.get(v, count)))]
+    with ExitStack() as stack:
+        folder = None if run is None else stack.enter_context(RunFolder(run))
+        known = {} if folder is None else _begun(folder, what, backends or {})
+        done = sum(one in known for one in asked)
+        with progress("figures", total=len(asked), done=done) as bar:
+            for variety, index in asked:
+                if (variety, index) in known:
+                    continue
                 item = SOURCES[variety](index)
-                for name, judge in judges.items():
-                    seen[name, variety].append(judge(item))
+                known[variety, index] = {name: judge(item) for name, judge in judges.items()}
+                if folder is not None:
+                    seen = {name: _plain(one) for name, one in known[variety, index].items()}
+                    folder.append("figures", {"variety": variety, "index": index, "seen": seen})
                 bar.advance()
-    rows = [_row(name, variety, found) for (name, variety), found in seen.items()]
+    rows = [
+        _row(name, variety, [known[v, n][name] for v, n in asked if v == variety])
+        for name in what
+        for variety in varieties
+    ]
     if show:
         Console(width=120).print(_table(rows))
     return rows
+
+
+def _begun(
+    folder: RunFolder, what: Sequence[str], backends: Mapping[BackendKind, BackendChoice]
+) -> dict[tuple[str, int], dict[str, Seen]]:
+    """What was judged before in a folder, which from now on is for these sorts and back ends."""
+    chosen = {kind: choice.model_dump(mode="json") for kind, choice in backends.items()}
+    asked = {"what": sorted(what), "backends": chosen}
+    before = folder.read_json("bench")
+    if before is not None and before != asked:
+        raise RecipeError(
+            f"Folder {str(folder.path)!r} was begun with {before}, not with {asked}: choose "
+            "another one with --run."
+        )
+    folder.write_json("bench", asked)
+    return {
+        (row["variety"], row["index"]): {name: Seen(**one) for name, one in row["seen"].items()}
+        for row in folder.read("figures")
+    }
+
+
+def _plain(seen: Seen) -> dict[str, Any]:
+    """Without types of numpy."""
+    return {
+        "found": [bool(f) for f in seen.found],
+        "quality": [float(q) for q in seen.quality],
+        "wrong": int(seen.wrong),
+        "seconds": None if seen.seconds is None else float(seen.seconds),
+    }
 
 
 def _row(what: str, variety: str, seen: Sequence[Seen]) -> Found:
