@@ -295,7 +295,7 @@ class _Painter:
         self.sizes = (0.12, 0.4) if is_unseen else (0.17, 0.3)
         self._is_unseen = is_unseen
         self._pixels = _ground(rng, self.width, self.height)
-        self._masks: list[Bits] = []
+        self._masks: list[_Seen] = []
         self._names: list[_Name] = []
         self._alphas: list[tuple[NDArray[np.float32], NDArray[np.float32], tuple[int, int]]] = []
         self._boxes: list[Box] = []
@@ -382,13 +382,14 @@ class _Painter:
         alpha, corner = _alpha(name[1], x, y, size, turn)
         mask = self._mask(alpha, corner)
         for other in self._masks:
-            if (other & ~mask).sum() < LEAST_SEEN * other.sum():
+            seen = other.area - mask.shared(other)
+            if seen < LEAST_SEEN * other.area:
                 raise _NoRoom
-        for i, other in enumerate(self._masks):
-            self._masks[i] = other & ~mask
+        for other in self._masks:
+            other.hide_under(mask)
         self._masks.append(mask)
         self._names.append(name)
-        self._boxes.append(_bounds(mask))
+        self._boxes.append(mask.bounds())
         paint = _paint(self.rng, name[0], alpha.shape)
         self._alphas.append((alpha, paint, corner))
         return len(self._masks) - 1
@@ -397,7 +398,7 @@ class _Painter:
         """Whether it would cover anything of what is there."""
         alpha, corner = _alpha(name[1], x, y, size, turn)
         mask = self._mask(alpha, corner, must_fit=False)
-        return any(bool((mask & other).any()) for other in self._masks)
+        return any(mask.shared(other) > 0 for other in self._masks)
 
     def must_cover(self, upper: int, lower: int) -> None:
         """Raises _NoRoom where that covers too little of the other to be seen."""
@@ -406,39 +407,73 @@ class _Painter:
             raise _NoRoom
         alpha, _, _ = self._alphas[lower]
         drawn = int((alpha > 0.5).sum())
-        if self._masks[lower].sum() > 0.9 * drawn:
+        if self._masks[lower].area > 0.9 * drawn:
             raise _NoRoom
 
     def _mask(
         self, alpha: NDArray[np.float32], corner: tuple[int, int], *, must_fit: bool = True
-    ) -> Bits:
-        mask = np.zeros((self.height, self.width), dtype=bool)
+    ) -> _Seen:
         x, y = corner
         high, wide = alpha.shape
         left, top = max(0, -x), max(0, -y)
         right, bottom = min(wide, self.width - x), min(high, self.height - y)
         if must_fit and (left, top, right, bottom) != (0, 0, wide, high):
             raise _NoRoom
-        if right > left and bottom > top:
-            mask[y + top : y + bottom, x + left : x + right] = alpha[top:bottom, left:right] > 0.5
-        return mask
+        bits = alpha[top : max(top, bottom), left : max(left, right)] > 0.5
+        return _Seen(x + left, y + top, bits)
 
     def scene(self) -> Scene:
         for alpha, paint, (x, y) in self._alphas:
             part = self._pixels[y : y + alpha.shape[0], x : x + alpha.shape[1]]
             part += alpha[..., None] * (paint - part)
-        picture = Image.fromarray(np.clip(np.rint(self._pixels), 0, 255).astype(np.uint8))
+        np.rint(self._pixels, out=self._pixels)
+        picture = Image.fromarray(self._pixels.clip(0, 255).astype(np.uint8))
         things = tuple(
-            Thing(*name, _bounds(mask)) for name, mask in zip(self._names, self._masks, strict=True)
+            Thing(*name, mask.bounds()) for name, mask in zip(self._names, self._masks, strict=True)
         )
         return Scene(picture, things)
 
 
-def _bounds(mask: Bits) -> Box:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not rows.size:
-        raise _NoRoom
-    return Box(float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+class _Seen:
+    """The pixels of one thing that nothing covers: bits of a part of the picture."""
+
+    def __init__(self, x: int, y: int, bits: Bits) -> None:
+        self._x, self._y, self._bits = x, y, bits
+        self.area = int(bits.sum())
+
+    def shared(self, other: _Seen) -> int:
+        """Pixels of both."""
+        mine, theirs = self._common(other)
+        return int((mine & theirs).sum())
+
+    def hide_under(self, upper: _Seen) -> None:
+        """Take away what the other covers."""
+        mine, theirs = self._common(upper)
+        self.area -= int((mine & theirs).sum())
+        mine &= ~theirs
+
+    def bounds(self) -> Box:
+        """Around all that is seen; raises _NoRoom where nothing is."""
+        rows, columns = (np.flatnonzero(self._bits.any(axis=axis)) for axis in (1, 0))
+        if not rows.size:
+            raise _NoRoom
+        x, y = self._x, self._y
+        return Box(
+            float(x + columns[0]),
+            float(y + rows[0]),
+            float(x + columns[-1] + 1),
+            float(y + rows[-1] + 1),
+        )
+
+    def _common(self, other: _Seen) -> tuple[Bits, Bits]:
+        """The bits of both where their parts overlap, as views."""
+        x0, y0 = max(self._x, other._x), max(self._y, other._y)
+        x1 = max(x0, min(self._x + self._bits.shape[1], other._x + other._bits.shape[1]))
+        y1 = max(y0, min(self._y + self._bits.shape[0], other._y + other._bits.shape[0]))
+        mine, theirs = (
+            s._bits[y0 - s._y : y1 - s._y, x0 - s._x : x1 - s._x] for s in (self, other)
+        )
+        return mine, theirs
 
 
 def _shared(a: Box, b: Box) -> float:
@@ -451,8 +486,10 @@ def _ground(rng: np.random.Generator, width: int, height: int) -> NDArray[np.flo
     """A background without hue: even, shaded, striped, checked or grained."""
     level = float(rng.choice([250, 235, 215, 190, 60, 40]))
     tint = rng.uniform(-6, 6, size=3)
-    pixels = np.full((height, width, 3), level, dtype=np.float32) + tint.astype(np.float32)
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    pixels = np.empty((height, width, 3), dtype=np.float32)
+    pixels[:] = np.float32(level) + tint.astype(np.float32)
+    y, x = (np.arange(n, dtype=np.float32) for n in (height, width))
+    y = y[:, None]
     manner = int(rng.integers(5))
     if manner == 1:
         angle = rng.uniform(0, 2 * math.pi)
@@ -475,7 +512,7 @@ def _paint(rng: np.random.Generator, color: str, shape: tuple[int, ...]) -> NDAr
     base = np.array(tones[int(rng.integers(len(tones)))], dtype=np.float32)
     high, wide = shape
     pixels = np.broadcast_to(base, (high, wide, 3)).copy()
-    y, x = np.mgrid[0:high, 0:wide].astype(np.float32)
+    y, x = np.arange(high, dtype=np.float32)[:, None], np.arange(wide, dtype=np.float32)
     manner = int(rng.integers(5))
     if manner == 1:
         step = max(4.0, wide / float(rng.uniform(4, 8)))
