@@ -1,8 +1,10 @@
-"""Demonstrations of reasoning with boxes that a base model makes itself: it points, a rule draws
-the conclusion, and what contradicts the right answer is thrown away.
+"""Demonstrations of reasoning with boxes that a base model makes itself: it points, several times,
+and names again what it pointed at; what it names otherwise is struck, a rule draws the conclusion,
+and what contradicts the right answer is thrown away.
 
 Invariant: no box label is read. The boxes are those that the model pointed at when it was asked
-where things are; of the sample only its question and its answer are used, as GRPO-GR does.
+where things are, and that it named in the same way when it was asked what is there; of the sample
+only its question and its answer are used, as GRPO-GR does.
 
 Left out on purpose: other worlds than those of shapes, whose questions name what to point at.
 """
@@ -10,15 +12,13 @@ Left out on purpose: other worlds than those of shapes, whose questions name wha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import NamedTuple
 
 from saccade.assemble import answering, task_of
 from saccade.config import Recipe
-from saccade.dialects import FrameOf, dialect
+from saccade.dialects import dialect
 from saccade.dialects.grounded import Grounded
 from saccade.dialects.notations import Notation
 from saccade.engines import Sampling
@@ -27,16 +27,26 @@ from saccade.geometry import iou
 from saccade.grounding import boxes_named
 from saccade.image_store import ImageStore
 from saccade.progress import progress
-from saccade.rewards.grounded import SAME
 from saccade.rollout import Failures, Setup, rollout
 from saccade.synth import Demonstration
 from saccade.types import Answer, BoxNamed, Episode, Parsed, Sample
+from saccade.worlds.shape_lessons import counted_name
 from saccade.worlds.shapes import CLEAR, directions
 
-__all__ = ["Made", "asked_where", "chain_of", "notation_of", "pointing_setup", "self_made"]
+__all__ = [
+    "Made",
+    "asked_where",
+    "chain_of",
+    "name_of",
+    "notation_of",
+    "pointing_setup",
+    "self_made",
+]
 
 CHUNK = 64
 """Samples whose pictures are in memory together."""
+SAME_PLACE = 0.5
+"""IoU from which two boxes point at one thing."""
 SIDES = ("left of", "right of", "above", "below")
 
 
@@ -59,9 +69,9 @@ def self_made(
     tries: int = 1,
     blank: bool = False,
 ) -> Made:
-    """Demonstrations from `count` samples of the recipe's task, at most one of each: what the model
-    is surest of, and, where that leads nowhere, the first of `tries` - 1 that it draws. `blank`:
-    with dots in the place of each box, so that a chain says where nothing is and is as long as with
+    """Demonstrations from `count` samples of the recipe's task, at most one of each, from all that
+    the model points at in `tries` tries: what it is surest of, and `tries` - 1 draws. `blank`: with
+    dots in the place of each box, so that a chain says where nothing is and is as long as with
     boxes.
     """
     return asyncio.run(_self_made(recipe, split, start, count, tries, blank))
@@ -79,35 +89,72 @@ async def _self_made(
         for at in range(start, start + count, CHUNK):
             wanted = min(CHUNK, start + count - at)
             samples = task.load(split, store=store, start=at, count=wanted)
-            kept: dict[str, Demonstration] = {}
+            pointed: dict[str, list[BoxNamed]] = {s.id: [] for s in samples}
             for attempt in range(tries):
-                missing = [s for s in samples if s.id not in kept]
-                if not missing:
-                    break
-                episodes = await rollout(
-                    [replace(s, question=asked_where(s)) for s in missing],
-                    setup,
-                    past=[attempt] * len(missing),
-                    sampling=Sampling(float(attempt > 0), recipe.rollout.max_tokens_per_turn),
-                    seed=recipe.seed,
-                    concurrency=recipe.rollout.concurrency,
+                asked = [replace(s, question=asked_where(s)) for s in samples]
+                episodes = await _asked(
+                    asked, setup, recipe, past=attempt, temperature=float(attempt > 0)
                 )
                 written += sum(e.completion_tokens for e in episodes)
-                for sample, episode in zip(missing, episodes, strict=True):
-                    demonstration = _made(sample, episode, setup, blank=blank)
-                    if demonstration is not None:
-                        kept[sample.id] = demonstration
-            found += [kept[s.id] for s in samples if s.id in kept]
+                for episode in episodes:
+                    _add_places(pointed[episode.sample.id], _pointed(episode, setup))
+            asked = [
+                replace(s, id=f"{s.id}/{n}", question=_asked_what(box, setup))
+                for s in samples
+                for n, box in enumerate(pointed[s.id])
+            ]
+            named = await _asked(asked, setup, recipe, past=0, temperature=0.0)
+            written += sum(e.completion_tokens for e in named)
+            names = {e.sample.id: (e.answer or "").strip() for e in named}
+            for sample in samples:
+                boxes = [
+                    box
+                    for n, box in enumerate(pointed[sample.id])
+                    if names[f"{sample.id}/{n}"] == name_of(sample, box)
+                ]
+                demonstration = _made(sample, boxes, setup, blank=blank)
+                if demonstration is not None:
+                    found.append(demonstration)
             store.forget(i for s in samples for i in s.images)
             bar.advance(f"kept {len(found)}", by=wanted)
     return Made(tuple(found), count, written)
 
 
-def _made(sample: Sample, episode: Episode, setup: Setup, *, blank: bool) -> Demonstration | None:
-    """The demonstration that an episode leads to; None where it leads to none."""
+async def _asked(
+    samples: Sequence[Sample], setup: Setup, recipe: Recipe, *, past: int, temperature: float
+) -> list[Episode]:
+    return await rollout(
+        samples,
+        setup,
+        past=[past] * len(samples),
+        sampling=Sampling(temperature, recipe.rollout.max_tokens_per_turn),
+        seed=recipe.seed,
+        concurrency=recipe.rollout.concurrency,
+    )
+
+
+def _add_places(known: list[BoxNamed], pointed: Sequence[BoxNamed]) -> None:
+    """Add what lies where nothing of that name is known yet."""
+    for box in pointed:
+        if all(iou(box.box, k.box) < SAME_PLACE for k in known if _is_alike(k, box)):
+            known.append(box)
+
+
+def _is_alike(a: BoxNamed, b: BoxNamed) -> bool:
+    """Whether both were pointed at as the same: things that are counted are told by numbers."""
+    return a.phrase == b.phrase or (a.phrase[-1:].isdigit() and b.phrase[-1:].isdigit())
+
+
+def _made(
+    sample: Sample, named: Sequence[BoxNamed], setup: Setup, *, blank: bool
+) -> Demonstration | None:
+    """The demonstration that the boxes lead to; None where they lead to none."""
     notation = notation_of(setup)
-    named = _pointed(episode, notation, setup.frame_of)
-    chain = chain_of(sample, named, episode.answer or "", notation)
+
+    def write(box: BoxNamed, phrase: str) -> str:
+        return notation.write(setup.frame_of(box.image).encode_box(box.box), phrase)
+
+    chain = chain_of(sample, named, write)
     if chain is None:
         return None
 
@@ -117,10 +164,7 @@ def _made(sample: Sample, episode: Episode, setup: Setup, *, blank: bool) -> Dem
 
     if blank:
         chain = replace(chain, thought=notation.dotted(chain.thought, tokens_of))
-    with suppress(ValueError):  # it wrote tags where a thing was to be named
-        turn = Grounded("silent", notation).render(chain)
-        return Demonstration(sample.id, (turn,), "self-made")
-    return None
+    return Demonstration(sample.id, (Grounded("silent", notation).render(chain),), "self-made")
 
 
 def pointing_setup(recipe: Recipe, store: ImageStore) -> Setup:
@@ -150,45 +194,64 @@ def asked_where(sample: Sample) -> str:
     return f"Where are the {first}, the {second}?"
 
 
+def _asked_what(box: BoxNamed, setup: Setup) -> str:
+    """The question what is there."""
+    return (
+        f"What is at {notation_of(setup).write(setup.frame_of(box.image).encode_box(box.box), '')}?"
+    )
+
+
+def name_of(sample: Sample, box: BoxNamed) -> str:
+    """What a box that was pointed at should be a box of."""
+    return counted_name(sample.question) if sample.kind == "count" else box.phrase
+
+
 def _names(sample: Sample) -> tuple[str, str]:
     first, _, second = sample.question.removeprefix("Is the ").partition(f" {sample.kind} the ")
     return first, second.partition("?")[0]
 
 
-def _pointed(episode: Episode, notation: Notation, frame: FrameOf) -> tuple[BoxNamed, ...]:
-    """The boxes of its answer; none where one of them is no box."""
+def _pointed(episode: Episode, setup: Setup) -> tuple[BoxNamed, ...]:
+    """The boxes of its answer."""
     images = {f"img_{n}": image for n, image in enumerate(episode.sample.images)}
     said = Parsed(episode.answer or "")
-    good, bad = boxes_named(said, notation, images=images, frame=frame)
-    return () if bad else good
+    return boxes_named(said, notation_of(setup), images=images, frame=setup.frame_of)[0]
 
 
 def chain_of(
-    sample: Sample, named: Sequence[BoxNamed], said: str, notation: Notation
+    sample: Sample, named: Sequence[BoxNamed], write: Callable[[BoxNamed, str], str]
 ) -> Parsed | None:
-    """The turn that the boxes lead to; None where they are not as many as were asked for, repeat
-    each other, or contradict the right answer.
+    """The turn that the boxes lead to, each written with a phrase by `write`; None where they are
+    not as many as were asked for, or contradict the right answer.
 
     Sides and counts follow from the boxes. Whether one thing is inside, touching or behind another
     does not, so there the answer stands among what is thought again. What is asked is said again
     beside what holds: from a question far back the tiny model did not learn to compare the two.
     """
-    if any(iou(a.box, b.box) >= SAME for a, b in combinations(named, 2)):
-        return None  # one thing told twice
     if sample.kind == "count":
         if len(named) != int(sample.answer):
             return None
-        thought = " ".join(said.split("\n")).strip()
+        thought = _numbered(counted_name(sample.question), named, write)
         return Parsed(thought, answer=Answer(sample.answer), rethought=sample.answer)
-    if [b.phrase for b in named] != list(_names(sample)):
+    pair = [next((b for b in named if b.phrase == name), None) for name in _names(sample)]
+    if pair[0] is None or pair[1] is None:
         return None
-    a, b = (n.box for n in named)
+    a, b = pair[0].box, pair[1].box
     width, height = sample.images[0].width, sample.images[0].height
     told = list(directions(a, b, clear=CLEAR * min(width, height)))
     if sample.kind in SIDES and (sample.kind in told) != (sample.answer == "true"):
         return None
     if sample.kind not in SIDES and sample.answer == "true":
         told.append(sample.kind)
-    thought = ", ".join(line for line in said.split("\n") if notation.find(line))
+    thought = ", ".join(write(box, box.phrase) for box in pair if box)
     held = f"{sample.kind}: {', '.join(told) or 'near'}"
     return Parsed(thought, answer=Answer(sample.answer), rethought=held)
+
+
+def _numbered(name: str, named: Sequence[BoxNamed], write: Callable[[BoxNamed, str], str]) -> str:
+    """Boxes from the left, numbered, so that the last number is the count."""
+    if not named:
+        return f"no {name}"
+    order = sorted(named, key=lambda b: (b.box.x0, b.box.y0))
+    phrases = [f"{name} 1", *(str(n) for n in range(2, len(order) + 1))]
+    return ", ".join(write(box, phrase) for box, phrase in zip(order, phrases, strict=True))

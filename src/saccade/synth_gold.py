@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from saccade.assemble import task_of
 from saccade.config import Recipe
-from saccade.dialects import FrameOf
 from saccade.dialects.grounded import Grounded
-from saccade.dialects.notations import Notation
 from saccade.errors import DataError
 from saccade.image_store import ImageStore
 from saccade.progress import progress
 from saccade.synth import Demonstration
-from saccade.synth_chains import asked_where, chain_of, notation_of, pointing_setup
+from saccade.synth_chains import chain_of, notation_of, pointing_setup
 from saccade.tasks import stream
-from saccade.types import BoxNamed, Sample
+from saccade.types import BoxNamed
 from saccade.worlds.lessons import rounded_box
 
 __all__ = ["gold_chains"]
@@ -35,13 +33,17 @@ def gold_chains(recipe: Recipe, *, split: str, count: int) -> list[Demonstration
     notation = notation_of(setup)
     writes = Grounded("silent", notation)
     found: dict[str, Demonstration] = {}
+
+    def write(box: BoxNamed, phrase: str) -> str:
+        return notation.write(rounded_box(setup.frame_of(box.image), box.box), phrase)
+
     with progress("chains with the right boxes", total=count) as bar:
         for at in range(0, count, CHUNK):
             wanted = min(CHUNK, count - at)
             drawn = stream(task, split, store=store, start=at, count=wanted, seed=recipe.seed)
             for sample, _ in drawn:
-                named, said = _evidence(sample, notation, setup.frame_of)
-                chain = chain_of(sample, named, said, notation)
+                named = [BoxNamed(e.image, e.box, e.phrase) for e in sample.evidence]
+                chain = chain_of(sample, named, write)
                 if chain is None:
                     raise DataError(
                         f"The evidence of sample {sample.id!r} does not lead to its answer."
@@ -50,20 +52,3 @@ def gold_chains(recipe: Recipe, *, split: str, count: int) -> list[Demonstration
             store.forget(i for s, _ in drawn for i in s.images)
             bar.advance(by=wanted)
     return list(found.values())
-
-
-def _evidence(
-    sample: Sample, notation: Notation, frame_of: FrameOf
-) -> tuple[tuple[BoxNamed, ...], str]:
-    """The evidence as boxes, and as a model would list them that points right."""
-    named = tuple(BoxNamed(e.image, e.box, e.phrase) for e in sample.evidence)
-    values = [rounded_box(frame_of(b.image), b.box) for b in named]
-    if sample.kind != "count":
-        told = (notation.write(v, b.phrase) for v, b in zip(values, named, strict=True))
-        return named, "\n".join(told)
-    thing = asked_where(sample).removeprefix("Where are all ").removesuffix("?")
-    thing = named[0].phrase if named else thing[:-2] if thing.endswith("sses") else thing[:-1]
-    if not named:
-        return named, f"no {thing}"
-    counted = (f"{thing} 1", *(str(n) for n in range(2, len(named) + 1)))
-    return named, ", ".join(notation.write(v, c) for v, c in zip(values, counted, strict=True))

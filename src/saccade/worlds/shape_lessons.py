@@ -25,7 +25,16 @@ from saccade.worlds.shapes import (
     vsr_question,
 )
 
-__all__ = ["WITH_BOXES", "WORDS", "chain", "in_words", "one_shot", "shape_lessons", "whole"]
+__all__ = [
+    "WITH_BOXES",
+    "WORDS",
+    "chain",
+    "counted_name",
+    "in_words",
+    "one_shot",
+    "shape_lessons",
+    "whole",
+]
 
 WITH_BOXES = "Think with boxes."
 """Asks for think, rethink and answer."""
@@ -55,14 +64,14 @@ def chain(scene: SceneItem, frame: Frame, *, boxes: bool = True) -> tuple[str, s
 
 
 def _numbered(scene: SceneItem, frame: Frame, *, boxes: bool) -> str:
-    name = _counted_name(scene.question)
+    name = counted_name(scene.question)
     if not scene.evidence:
         return f"no {name}"
     told = (f" {box_text(frame, t.box)}" if boxes else "" for t in scene.evidence)
     return f"{name} " + ", ".join(f"{n}{box}" for n, box in enumerate(told, start=1))
 
 
-def _counted_name(question: str) -> str:
+def counted_name(question: str) -> str:
     """The name of what is counted, in the singular."""
     named = question.removeprefix("How many ").removesuffix(" are there?")
     return named[:-2] if named.endswith("sses") else named[:-1]
@@ -145,7 +154,7 @@ class _Teacher:
         return Exchange("pointing", (f"Where are {called}?",), self._listed(chosen))
 
     def point_at_what_is_counted(self) -> Exchange:
-        return self._all_of(_counted_name(self.scene.question))
+        return self._all_of(counted_name(self.scene.question))
 
     def point_at_a_kind(self) -> Exchange:
         """All things of the name that one of them has."""
