@@ -500,8 +500,8 @@ class LadderConfig(Section):
     """Questions that self-made demonstrations are asked of, and as many others for an arm that
     starts from one that had them."""
     self_made_tries: Positive = 1
-    """Times that the model is asked where things are, until it leads to the right answer: first
-    greedily, then with draws at temperature 1."""
+    """Times that the model is asked where things are, first greedily, then with draws at
+    temperature 1; all that it points at counts."""
     seeds: tuple[Whole, ...] = (0, 1, 2)
     """Each decides which demonstrations are drawn, their order and all rollouts."""
     splits: tuple[str, ...] = ("test",)

@@ -1,9 +1,9 @@
 """Demonstrations of reasoning with boxes that a base model makes itself: it points, several times,
-and names again what it pointed at; what it names otherwise is struck, a rule draws the conclusion,
-and what contradicts the right answer is thrown away.
+and is asked again what is there; a rule draws the conclusion, and what contradicts the right answer
+is thrown away.
 
 Invariant: no box label is read. The boxes are those that the model pointed at when it was asked
-where things are, and that it named in the same way when it was asked what is there; of the sample
+where things are, with the names that it gave them when it was asked what is there; of the sample
 only its question and its answer are used, as GRPO-GR does.
 
 Left out on purpose: other worlds than those of shapes, whose questions name what to point at.
@@ -35,9 +35,9 @@ from saccade.worlds.shapes import CLEAR, directions
 
 __all__ = [
     "Made",
+    "Seen",
     "asked_where",
     "chain_of",
-    "name_of",
     "notation_of",
     "pointing_setup",
     "self_made",
@@ -48,6 +48,15 @@ CHUNK = 64
 SAME_PLACE = 0.5
 """IoU from which two boxes point at one thing."""
 SIDES = ("left of", "right of", "above", "below")
+
+
+class Seen(NamedTuple):
+    """What was pointed at when it was asked for by the box's phrase, and what it was called when it
+    was asked what is there.
+    """
+
+    box: BoxNamed
+    name: str
 
 
 class Made(NamedTuple):
@@ -107,12 +116,10 @@ async def _self_made(
             written += sum(e.completion_tokens for e in named)
             names = {e.sample.id: (e.answer or "").strip() for e in named}
             for sample in samples:
-                boxes = [
-                    box
-                    for n, box in enumerate(pointed[sample.id])
-                    if names[f"{sample.id}/{n}"] == name_of(sample, box)
+                seen = [
+                    Seen(box, names[f"{sample.id}/{n}"]) for n, box in enumerate(pointed[sample.id])
                 ]
-                demonstration = _made(sample, boxes, setup, blank=blank)
+                demonstration = _made(sample, seen, setup, blank=blank)
                 if demonstration is not None:
                     found.append(demonstration)
             store.forget(i for s in samples for i in s.images)
@@ -146,7 +153,7 @@ def _is_alike(a: BoxNamed, b: BoxNamed) -> bool:
 
 
 def _made(
-    sample: Sample, named: Sequence[BoxNamed], setup: Setup, *, blank: bool
+    sample: Sample, seen: Sequence[Seen], setup: Setup, *, blank: bool
 ) -> Demonstration | None:
     """The demonstration that the boxes lead to; None where they lead to none."""
     notation = notation_of(setup)
@@ -154,7 +161,7 @@ def _made(
     def write(box: BoxNamed, phrase: str) -> str:
         return notation.write(setup.frame_of(box.image).encode_box(box.box), phrase)
 
-    chain = chain_of(sample, named, write)
+    chain = chain_of(sample, seen, write)
     if chain is None:
         return None
 
@@ -201,11 +208,6 @@ def _asked_what(box: BoxNamed, setup: Setup) -> str:
     )
 
 
-def name_of(sample: Sample, box: BoxNamed) -> str:
-    """What a box that was pointed at should be a box of."""
-    return counted_name(sample.question) if sample.kind == "count" else box.phrase
-
-
 def _names(sample: Sample) -> tuple[str, str]:
     first, _, second = sample.question.removeprefix("Is the ").partition(f" {sample.kind} the ")
     return first, second.partition("?")[0]
@@ -219,21 +221,25 @@ def _pointed(episode: Episode, setup: Setup) -> tuple[BoxNamed, ...]:
 
 
 def chain_of(
-    sample: Sample, named: Sequence[BoxNamed], write: Callable[[BoxNamed, str], str]
+    sample: Sample, seen: Sequence[Seen], write: Callable[[BoxNamed, str], str]
 ) -> Parsed | None:
-    """The turn that the boxes lead to, each written with a phrase by `write`; None where they are
-    not as many as were asked for, or contradict the right answer.
+    """The turn that the boxes lead to, each written with a phrase by `write`; None where what is
+    asked for is not among them, or they contradict the right answer.
 
     Sides and counts follow from the boxes. Whether one thing is inside, touching or behind another
     does not, so there the answer stands among what is thought again. What is asked is said again
     beside what holds: from a question far back the tiny model did not learn to compare the two.
     """
     if sample.kind == "count":
-        if len(named) != int(sample.answer):
+        name = counted_name(sample.question)
+        if sum(s.name == name for s in seen) != int(sample.answer):
             return None
-        thought = _numbered(counted_name(sample.question), named, write)
+        thought = _counted(name, seen, write)
         return Parsed(thought, answer=Answer(sample.answer), rethought=sample.answer)
-    pair = [next((b for b in named if b.phrase == name), None) for name in _names(sample)]
+    pair = [
+        next((s.box for s in seen if s.box.phrase == s.name == name), None)
+        for name in _names(sample)
+    ]
     if pair[0] is None or pair[1] is None:
         return None
     a, b = pair[0].box, pair[1].box
@@ -248,10 +254,16 @@ def chain_of(
     return Parsed(thought, answer=Answer(sample.answer), rethought=held)
 
 
-def _numbered(name: str, named: Sequence[BoxNamed], write: Callable[[BoxNamed, str], str]) -> str:
-    """Boxes from the left, numbered, so that the last number is the count."""
-    if not named:
+def _counted(name: str, seen: Sequence[Seen], write: Callable[[BoxNamed, str], str]) -> str:
+    """Boxes from the left, each with what is there; what is counted is numbered, so that the last
+    number is the count.
+    """
+    if not seen:
         return f"no {name}"
-    order = sorted(named, key=lambda b: (b.box.x0, b.box.y0))
-    phrases = [f"{name} 1", *(str(n) for n in range(2, len(order) + 1))]
-    return ", ".join(write(box, phrase) for box, phrase in zip(order, phrases, strict=True))
+    pieces: list[str] = []
+    count = 0
+    for box, called in sorted(seen, key=lambda s: (s.box.box.x0, s.box.box.y0)):
+        written = write(box, "" if pieces else name)
+        count += called == name
+        pieces.append(f"{written} {called} {count}" if called == name else f"{written} {called}")
+    return ", ".join(pieces)
