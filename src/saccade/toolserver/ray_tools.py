@@ -68,6 +68,7 @@ class RayTools(Elsewhere):
         import ray
         from ray import serve
 
+        self._batches = _batches(groups, backends)
         self._is_ours = not ray.is_initialized()
         try:
             if self._is_ours:
@@ -79,7 +80,6 @@ class RayTools(Elsewhere):
                 )
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
             choices = {kind: choice.model_dump() for kind, choice in (backends or {}).items()}
-            self._batches = _batches(groups, backends)
             self._handles: dict[str, Any] = {}
             self._health: dict[str, WorkersHealth] = {}
             self._apps: list[str] = []
