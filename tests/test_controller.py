@@ -26,7 +26,7 @@ from saccade.tools.running import AT_ONCE_PX, Elsewhere, InThreads, Returned
 from saccade.tools.spec import Tool, tool
 from saccade.toolserver.controller import Controller
 from saccade.toolserver.metrics import as_prometheus, as_rows
-from saccade.toolserver.serving import served
+from saccade.toolserver.serving import _in_process, served
 from saccade.types import Text, ToolCall
 
 CROP, ZOOM = builtin_tools()["crop"], builtin_tools()["zoom"]
@@ -324,3 +324,14 @@ def test_what_was_abandoned_while_it_waited_is_never_begun() -> None:
 def test_a_recipe_lets_tools_that_read_wait_and_others_not() -> None:
     way = served(load_recipe(None, ["tools=[ocr, detect, crop, segment]"])).controller.way
     assert [way.capacity(n) for n in ("ocr", "detect", "crop", "segment")] == [2, 2, 64, 64]
+
+
+def test_where_calls_share_a_pass_a_batch_runs_and_another_waits() -> None:
+    backends = (
+        *("detector.name=grounding-dino", "detector.batch=4"),
+        *("pointer.name=vlm-points", "pointer.device=cuda"),
+        *("segmenter.name=sam", "segmenter.device=cuda:1", "segmenter.batch=1"),
+    )
+    tools = ("ocr", "detect", "point", "segment", "crop")
+    recipe = load_recipe(None, [f"tools=[{','.join(tools)}]", *(f"backends.{b}" for b in backends)])
+    assert [_in_process(recipe).capacity(n) for n in tools] == [2, 8, 16, 64, 64]

@@ -5,9 +5,12 @@ what comes out and what is refused does.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,7 +45,7 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from transformers.models.sam.image_processing_pil_sam import SamImageProcessorPil
 
 from saccade.backends.grounding_dino import THRESHOLD, GroundingDinoDetector
-from saccade.backends.kinds import Backend
+from saccade.backends.kinds import Backend, Detected
 from saccade.backends.models_known import KNOWN, explained, fetch, folder_of
 from saccade.backends.pointing_vlm import FAMILIES, VlmPointer
 from saccade.backends.sam import SamSegmenter
@@ -58,8 +61,10 @@ from saccade.models.tiny import (
     save,
     save_processor,
 )
+from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
-from saccade.types import ImageShown, Message, Text
+from saccade.toolserver.serving import served
+from saccade.types import BoxFound, ImageShown, Message, Text
 
 WORDS = ("red", "cat", "dog", "remote", "control", "blue", "1", "5", "litre", "bottle", ",")
 TOKENIZER = build_tokenizer()
@@ -72,6 +77,57 @@ def picture(width: int = 120, height: int = 80, *, seed: int = 0) -> Image.Image
 
 def choice(folder: Path, **more: Any) -> BackendChoice:
     return BackendChoice(model=str(folder), **more)
+
+
+def in_one_pass(
+    backend: Any, calls: Sequence[Callable[[], Any]], *, forward: str = "forward"
+) -> tuple[list[Any], list[int]]:
+    """What calls give that come while the model works at the first of them, and how many the model
+    answered in each pass; errors as they are.
+    """
+    stock = getattr(backend._model, forward)
+    sizes: list[int] = []
+
+    def passed(**inputs: Any) -> Any:
+        sizes.append(len(inputs.get("input_ids", inputs["pixel_values"])))
+        deadline = time.monotonic() + 30
+        while len(sizes) == 1 and len(backend._batched._waiting) < len(calls) - 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        return stock(**inputs)
+
+    setattr(backend._model, forward, passed)
+    with ThreadPoolExecutor(len(calls)) as threads:
+        told = []
+        for call in calls:
+            told.append(threads.submit(call))
+            while len(sizes) + len(backend._batched._waiting) < len(told):
+                time.sleep(0.001)
+        answers = [t.exception() or t.result() for t in told]
+    setattr(backend._model, forward, stock)
+    return answers, sizes
+
+
+def heard(backend: Any) -> dict[bytes, list[Any]]:
+    """Whatever the model will answer, by what it is asked."""
+    told: dict[bytes, list[Any]] = {}
+    ask = backend._batched.ask
+
+    def asked(given: dict[str, torch.Tensor]) -> Any:
+        answer = ask(given)
+        key = b"".join(value.numpy().tobytes() for value in given.values())
+        told.setdefault(key, []).append(answer)
+        return answer
+
+    backend._batched.ask = asked
+    return told
+
+
+def same_answers(told: dict[bytes, list[Any]]) -> None:
+    """Each was asked twice, and answered in the same way."""
+    for alone, in_company in told.values():
+        for a, b in zip(alone, in_company, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
 
 
 # --- Grounding DINO -------------------------------------------------------------------------------
@@ -259,6 +315,101 @@ def test_an_mm_grounding_dino_is_asked_in_the_same_way(tmp_path: Path) -> None:
     assert [(d.label, d.box) for d in found] == [("dog", Box(30, 20, 90, 60))]
 
 
+def same_things(found: list[Detected], wanted: list[Detected]) -> None:
+    assert [d.label for d in found] == [d.label for d in wanted]
+    for a, b in zip(found, wanted, strict=True):
+        assert a.score == pytest.approx(b.score, abs=1e-4)
+        assert a.box.as_tuple() == pytest.approx(b.box.as_tuple(), abs=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["grounding-dino", "mm-grounding-dino"])
+def test_a_detector_finds_in_one_pass_what_it_finds_alone(
+    kind: str, dino_folder: Path, tmp_path: Path
+) -> None:
+    folder = (
+        dino_folder
+        if kind == "grounding-dino"
+        else grounding_dino(tmp_path, MMGroundingDinoConfig, MMGroundingDinoForObjectDetection)
+    )
+    detector = GroundingDinoDetector(choice(folder, batch=8))
+    queries = ("dog", "cat", "red cat, blue dog, remote control", "1.5 litre bottle", "dog, cat")
+    calls = [partial(detector.detect, picture(seed=n), q) for n, q in enumerate(queries)]
+    told = heard(detector)
+    wanted = [call() for call in calls]
+    found, sizes = in_one_pass(detector, calls)
+    assert sizes == [1, 4]
+    assert len(told) == 5
+    same_answers(told)
+    for a, b in zip(found, wanted, strict=True):
+        same_things(a, b)
+
+
+def test_pictures_that_a_detector_sees_in_other_sizes_have_a_pass_of_their_own(
+    dino_folder: Path,
+) -> None:
+    detector = GroundingDinoDetector(choice(dino_folder, batch=8))
+    shapes = [(120, 80), (120, 80), (80, 120), (240, 160), (80, 120)]
+    calls = [partial(detector.detect, picture(*shape), "cat, dog") for shape in shapes]
+    wanted = [call() for call in calls]
+    found, sizes = in_one_pass(detector, calls)
+    assert sizes == [1, 2, 2], "240 x 160 is seen as 120 x 80 is"
+    for a, b in zip(found, wanted, strict=True):
+        same_things(a, b)
+
+
+def test_words_that_can_t_be_read_are_told_to_their_caller_alone(dino_folder: Path) -> None:
+    detector = GroundingDinoDetector(choice(dino_folder, batch=8))
+
+    def mistaken() -> list[Detected]:
+        with pytest.raises(ToolError, match="can't read 'кот'"):
+            detector.detect(picture(), "кот")
+        return detector.detect(picture(), "cat")
+
+    calls = [lambda: detector.detect(picture(), "dog"), mistaken, mistaken]
+    found, sizes = in_one_pass(detector, calls)
+    assert sizes == [1, 2]
+    same_things(found[1], detector.detect(picture(), "cat"))
+
+
+def test_a_batch_of_one_and_a_processor_left_alone_answer_one_call_in_a_pass(
+    dino_folder: Path,
+) -> None:
+    for more in ({"batch": 1}, {}):
+        detector = GroundingDinoDetector(choice(dino_folder, **more))
+        calls = [partial(detector.detect, picture(seed=n), "cat") for n in range(3)]
+        assert in_one_pass(detector, calls)[1] == [1, 1, 1]
+
+
+def test_calls_of_a_run_share_passes_in_process(
+    dino_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    stock = GroundingDinoForObjectDetection.forward
+
+    def forward(self: Any, **inputs: Any) -> Any:
+        sizes.append(len(inputs["input_ids"]))
+        time.sleep(0.2)
+        return stock(self, **inputs)
+
+    monkeypatch.setattr(GroundingDinoForObjectDetection, "forward", forward)
+    chosen = ("name=grounding-dino", f"model={dino_folder}", "batch=4")
+    recipe = load_recipe(None, ["tools=[detect]", *(f"backends.detector.{c}" for c in chosen)])
+    [detect], controller = served(recipe)
+    view = root_view(picture())
+    queries = [f"{colour} {thing}" for colour in ("red", "blue", "1") for thing in WORDS[1:5]]
+
+    async def all_of_them() -> list[list[Any]]:
+        asked = ({"image": view, "query": query} for query in queries)
+        return await asyncio.gather(*(controller.run(detect, a, deadline_s=60) for a in asked))
+
+    found = asyncio.run(all_of_them())
+    assert sum(sizes) == 12
+    assert max(sizes) == 4
+    assert len(sizes) <= 5
+    for query, parts in zip(queries, found, strict=True):
+        assert {p.label for p in parts if isinstance(p, BoxFound)} == {query}
+
+
 # --- SAM ------------------------------------------------------------------------------------------
 
 
@@ -423,6 +574,34 @@ def test_a_sam_hq_is_asked_in_the_same_way(tmp_path: Path) -> None:
     assert found.mask.bounds == Box(0, 0, 60, 80)
 
 
+@pytest.mark.parametrize("kind", ["sam", "sam_hq"])
+def test_a_segmenter_gives_in_one_pass_what_it_gives_alone(
+    kind: str, sam_folder: Path, tmp_path: Path
+) -> None:
+    folder = sam_folder if kind == "sam" else sam(tmp_path, SamHQConfig, SamHQModel, image_size=64)
+    segmenter = SamSegmenter(choice(folder, batch=8))
+    shapes = [(120, 80), (80, 120), (64, 64), (200, 50)]
+    prompts: list[dict[str, Any]] = [
+        {"box": Box(2, 2, 60, 48)},
+        {"points": [Point(30, 20)]},
+        {"points": [Point(30, 20)], "outside": [Point(60, 40)]},
+        {"box": Box(0, 0, 64, 50), "points": [Point(30, 20)]},
+    ]
+    calls = [
+        partial(segmenter.segment, picture(*shape, seed=n), **prompt)
+        for prompt in prompts
+        for n, shape in enumerate(shapes)
+    ]
+    told = heard(segmenter)
+    wanted = [call() for call in calls]
+    found, sizes = in_one_pass(segmenter, calls)
+    assert sizes == [1, 3, 4, 4, 4], "prompts of other shapes have passes of their own"
+    assert len(told) == 16
+    same_answers(told)
+    assert sum(w is not None for w in wanted) >= 4
+    assert [f and f.mask for f in found] == [w and w.mask for w in wanted]
+
+
 @pytest.mark.parametrize("kind", ["sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam"])
 def test_a_later_sam_without_torchvision_is_refused_with_the_remedy(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -544,6 +723,47 @@ def test_a_model_is_shown_the_picture_and_writes_a_bounded_answer(
     pointer._answer(picture(seed=1), "Point to it.")
     assert not torch.equal(shown[0]["pixel_values"], shown[1]["pixel_values"])
     assert len(shown[0]["pixel_values"]) == int(shown[0]["image_grid_thw"].prod())
+
+
+@pytest.mark.parametrize("kind", QWENS)
+def test_a_model_writes_in_one_pass_what_it_writes_alone(
+    kind: str, qwen_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.backends.pointing_vlm.MOST_TOKENS", 24)
+    pointer = VlmPointer(choice(qwen_folders[kind], batch=8))
+    asked = [
+        (picture(), "Point to it."),
+        (picture(300, 60, seed=1), "Point to the tallest bar in the image, left of the legend."),
+        (picture(56, 56, seed=2), "?"),
+        (picture(120, 80, seed=3), "Point to it."),
+        (picture(90, 200, seed=4), "Where is the red one?"),
+    ]
+    calls = [partial(pointer._answer, *a) for a in asked]
+    wanted = [call() for call in calls]
+    assert len({w.text for w in wanted}) > 1
+    found, sizes = in_one_pass(pointer, calls, forward="generate")
+    assert sizes == [1, 4]
+    assert found == wanted
+
+
+def test_an_answer_that_ends_before_others_do_is_read_as_it_was_alone(
+    qwen_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pointer = VlmPointer(choice(qwen_folders["qwen2_vl"], batch=8))
+    texts = ['[{"point_2d": [500, 250]}]', "[]", '[{"point_2d": [100, 900], "label": "a bar"}]']
+
+    def generate(**inputs: Any) -> torch.Tensor:
+        ids = [TOKENIZER.encode(text + "<|im_end|>").ids for text in texts]
+        ids = ids[:1] if len(inputs["input_ids"]) == 1 else ids[1:]
+        longest = max(map(len, ids))
+        filled = [row + [pointer._inputs.stops[0]] * (longest - len(row)) for row in ids]
+        return torch.cat([inputs["input_ids"], torch.tensor(filled)], dim=1)
+
+    pointer._model.generate = generate
+    calls = [partial(pointer.point, picture(60 + 60 * n, 80), "a bar" * (n + 1)) for n in range(3)]
+    found, sizes = in_one_pass(pointer, calls, forward="generate")
+    assert sizes == [1, 2]
+    assert [[p.point for p in f] for f in found] == [[Point(30, 20)], [], [Point(18, 72)]]
 
 
 @pytest.mark.parametrize("kind", ["qwen2_vl", "qwen2_5_vl"])

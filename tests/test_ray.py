@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,13 +19,22 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from saccade import plugins
+from saccade.backends import Detected, Detector
+from saccade.backends.batched import Batched
 from saccade.benches.chaos import _replicas
+from saccade.config import BackendChoice
 from saccade.errors import ToolError, ToolUnavailable
 from saccade.geometry import Box, Point
 from saccade.images import ImageView, root_view
 from saccade.tools import builtin_tools
 from saccade.tools.running import InThreads, Returned
-from saccade.toolserver.ray_tools import RayTools
+from saccade.toolserver import in_child, ray_tools
+from saccade.toolserver.controller import Controller
+from saccade.toolserver.in_child import Answer
+from saccade.toolserver.ray_tools import RayTools, _Hangs, _Replica
+from saccade.toolserver.wire import sent
+from saccade.types import BoxFound
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray leaves sockets and tasks behind
 TOOLS = builtin_tools()
@@ -119,6 +132,55 @@ def test_a_call_on_stopped_replicas_ends_at_its_deadline_and_they_are_replaced(
     assert run(way, "crop", image=noise(), box=Box(0, 0, 9, 9))
 
 
+def test_a_replica_answers_calls_that_wait_for_its_model_in_one_pass(
+    nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # classes of a function travel to replicas by value, where this module is not to be found
+    class Passes(Detector):
+        name = "passes"
+        batches = True
+
+        def __init__(self, choice: BackendChoice) -> None:
+            super().__init__(choice)
+            self._batched = Batched[str, list[Detected]](
+                self._found, most=self.most_at_once(choice)
+            )
+
+        def detect(self, picture: Image.Image, query: str) -> list[Detected]:
+            return self._batched.ask(query)
+
+        def _found(self, queries: list[str]) -> list[list[Detected]]:
+            time.sleep(0.3)
+            return [[Detected(q, Box(0, 0, 9, 9), len(queries) / 10)] for q in queries]
+
+    class Replica(_Replica):
+        def __init__(self, *given: Any) -> None:
+            plugins.load = lambda group, name: Passes  # type: ignore[assignment]
+            super().__init__(*given)
+
+    monkeypatch.setattr(plugins, "load", lambda group, name: Passes)
+    monkeypatch.setattr(ray_tools, "_Replica", Replica)
+    way = RayTools(
+        {"detecting": ("detect",)}, backends={"detector": BackendChoice(name="passes", batch=4)}
+    )
+    controller = Controller(way)
+    queries = [f"thing {n}" for n in range(9)]
+
+    async def all_of_them() -> list[list[Returned]]:
+        asked = ({"image": noise(), "query": query} for query in queries)
+        calls = (controller.run(TOOLS["detect"], a, deadline_s=60) for a in asked)
+        return await asyncio.gather(*calls)
+
+    try:
+        found = asyncio.run(all_of_them())
+        assert way.capacity("detect") == 8
+    finally:
+        way.close()
+    boxes = [part for parts in found for part in parts if isinstance(part, BoxFound)]
+    assert [b.label for b in boxes] == queries
+    assert max(b.score or 0 for b in boxes) == 0.4
+
+
 def test_when_a_node_dies_the_tools_of_the_others_go_on(nodes: Cluster, way: RayTools) -> None:
     deadline = time.monotonic() + 60
     while len(_nodes_of_replicas()) < 2 and time.monotonic() < deadline:
@@ -148,3 +210,102 @@ def _nodes_of_replicas() -> set[str]:
 
     actors = list_actors(filters=[("state", "=", "ALIVE")], address=None)
     return {a.node_id for a in actors if a.class_name.startswith("ServeReplica:saccade-")}
+
+
+# --- one replica, without Ray ---------------------------------------------------------------------
+
+
+async def _nothing() -> bytes:
+    raise AssertionError("the picture is here already")
+
+
+def test_a_picture_that_is_not_kept_any_longer_is_still_there_for_a_call_that_waits() -> None:
+    view = noise()
+
+    async def calls() -> None:
+        replica = _Replica(("crop",), {}, None, {"crop": 1})
+        call = sent({"image": view, "box": Box(3, 4, 30, 20)})
+
+        async def bytes_of() -> bytes:
+            return view.pixels.tobytes()
+
+        def asked(ref: Any) -> Any:
+            return replica.call("crop", call.arguments, {view.ref.key: ([ref], 60, 40)}, 60)
+
+        first = await asked(bytes_of())
+        async with replica._turns["crop"]:
+            nothing = _nothing()
+            second = asyncio.ensure_future(asked(nothing))
+            await asyncio.sleep(0.05)
+            in_child._pictures.clear()
+        assert (await second).parts == first.parts
+        nothing.close()
+
+    asyncio.run(calls())
+
+
+def test_pictures_are_kept_for_calls_in_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_child, "KEPT_BYTES", 3 * 60 * 40 * 2)
+    monkeypatch.setattr(in_child, "_pictures", OrderedDict())
+    views = [noise(n) for n in range(8)]
+    switch_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+
+    def kept(n: int) -> bool:
+        view = views[n % 8]
+        found = in_child._kept(view.ref.key, lambda: view.pixels)
+        return found.pixels.tobytes() == view.pixels.tobytes()
+
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(kept, range(2000)))
+    finally:
+        sys.setswitchinterval(switch_s)
+    assert len(in_child._pictures) == 2
+
+
+def test_a_call_that_hangs_is_told_even_if_its_caller_has_left_and_one_that_ended_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    go = threading.Event()
+
+    def answered(*_: Any) -> Answer:
+        assert go.wait(10)
+        return Answer(0, {}, {})
+
+    monkeypatch.setattr(in_child, "answered", answered)
+
+    async def calls() -> None:
+        replica = _Replica(("crop",), {}, None, {"crop": 4})
+        call = asyncio.ensure_future(replica.call("crop", {}, {}, 0.1))
+        await asyncio.sleep(0.05)
+        replica.check_health()
+        call.cancel()
+        await asyncio.sleep(0.1)
+        with pytest.raises(RuntimeError, match="past its deadline"):
+            replica.check_health()
+        go.set()
+        assert await replica.call("crop", {}, {}, 0.1) == Answer(0, {}, {})
+        await asyncio.sleep(0.15)
+        replica.check_health()
+
+    asyncio.run(calls())
+
+
+def test_a_call_that_waits_for_others_that_end_does_not_hang() -> None:
+    hangs = _Hangs()
+    go = threading.Event()
+
+    def waits() -> Answer:
+        assert go.wait(10)
+        return Answer(0, {}, {})
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(hangs.watched, waits, 0.2)
+        for _ in range(4):
+            time.sleep(0.1)
+            hangs.watched(lambda: Answer(0, {}, {}), 0.2)
+            assert not hangs.any()
+        time.sleep(0.25)
+        assert hangs.any()
+        go.set()

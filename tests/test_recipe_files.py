@@ -4,6 +4,7 @@ import contextlib
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -280,3 +281,29 @@ def test_a_key_that_recipes_got_later_changes_no_hash_until_it_is_set() -> None:
     check_same_run(older, plain, stage="rl")
     with pytest.raises(RecipeError, match="holds a run with backends"):
         check_same_run(older, chosen, stage="rl")
+
+
+def test_a_key_inside_a_section_that_recipes_got_later_leaves_earlier_runs_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = load_recipe(None, ["backends.reader=rapidocr"])
+    hashed: list[dict[str, Any]] = []
+    stock = json.dumps
+
+    def dumps(data: dict[str, Any], **how: Any) -> str:
+        hashed.append(data)
+        return stock(data, **how)
+
+    monkeypatch.setattr(json, "dumps", dumps)
+    recipe_hash(recipe, stage="rl")
+    monkeypatch.undo()
+    # what was hashed before there were batches
+    reader = {"name": "rapidocr", "model": None, "device": "cpu", "threads": 1}
+    assert hashed[0]["backends"] == {"reader": reader}
+    older = dump_recipe(recipe).replace("    batch: null\n", "").replace("  train_ways: 1\n", "")
+    assert len(older.splitlines()) == len(dump_recipe(recipe).splitlines()) - 2
+    check_same_run(older, recipe, stage="rl")
+    batches = load_recipe(None, ["backends.reader.name=rapidocr", "backends.reader.batch=4"])
+    assert recipe_hash(batches, stage="rl") != recipe_hash(recipe, stage="rl")
+    with pytest.raises(RecipeError, match="holds a run with backends"):
+        check_same_run(older, batches, stage="rl")

@@ -306,6 +306,9 @@ class BackendChoice(Section):
     """Where its model runs."""
     threads: Positive = 1
     """Of the processor, for one call."""
+    batch: Positive | None = None
+    """Calls that its model answers in one pass, where as many wait; null: 8 on a GPU, and 1 on a
+    processor, where a pass of eight takes as long as eight. Worker processes take one at a time."""
 
     @model_validator(mode="before")
     @classmethod

@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TypeVar
 
-__all__ = ["OneThread", "in_thread"]
+__all__ = ["OneThread", "abandonment", "in_thread"]
 
 T = TypeVar("T")
 Inbox = SimpleQueue[Callable[[], None]]
@@ -76,6 +76,12 @@ def in_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     return waiting
 
 
+def abandonment() -> Callable[[], bool]:
+    """Of the call that this thread works at: whether nobody waits for it any more."""
+    found: Callable[[], bool] = getattr(_of_call, "is_abandoned", lambda: False)
+    return found
+
+
 def _serve(inbox: Inbox) -> None:
     while True:
         _work(inbox)
@@ -112,7 +118,7 @@ class OneThread:
         not begun: what nobody waits for must not hold up those who wait.
         """
         future: Future[T] = Future()
-        is_abandoned: Callable[[], bool] = getattr(_of_call, "is_abandoned", lambda: False)
+        is_abandoned = abandonment()
 
         def run() -> None:
             if is_abandoned():

@@ -8,6 +8,7 @@ Left out on purpose: what the keys are and mean (`saccade.config`).
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -19,7 +20,7 @@ import yaml
 from pydantic import JsonValue, ValidationError
 from pydantic_core import ErrorDetails
 
-from saccade.config import Recipe, Section
+from saccade.config import BackendKind, Recipe, Section
 from saccade.errors import RecipeError
 
 __all__ = [
@@ -105,6 +106,7 @@ _NO_ROLLOUTS = {
 
 _ADDED: dict[str, Any] = {
     "backends": {},
+    **{f"backends.{kind}.batch": None for kind in get_args(BackendKind)},
     "mcp": {},
     "notation": None,
     "rollout.withheld": [],
@@ -155,7 +157,7 @@ def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
     """
     if stored is None:
         return
-    before, now = _ADDED | _stored(stored, recipe), recipe.model_dump(mode="json")
+    before, now = _with_added(_stored(stored, recipe)), recipe.model_dump(mode="json")
     ordered = {"threads"} if recipe.deterministic else set()
     for key in sorted(now.keys() - _not_of(stage) | ordered):
         old, new = before.get(key), now[key]
@@ -170,6 +172,19 @@ def check_same_run(stored: str | None, recipe: Recipe, *, stage: Stage) -> None:
                 f"The run folder {str(recipe.run)!r} holds a run with {key}: {_short(old)}, now it "
                 f"is {_short(new)}; choose another folder with --run, or delete that one."
             )
+
+
+def _with_added(stored: dict[str, Any]) -> dict[str, Any]:
+    """The same, with keys that recipes got later."""
+    completed = copy.deepcopy(stored)
+    for key, unset in _ADDED.items():
+        *above, last = key.split(".")
+        section: Any = completed
+        for name in above:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict):
+            section.setdefault(last, unset)
+    return completed
 
 
 def _stored(text: str, recipe: Recipe) -> dict[str, Any]:

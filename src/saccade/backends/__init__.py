@@ -52,6 +52,7 @@ __all__ = [
     "listed",
     "made",
     "missing_packages",
+    "most_at_once",
 ]
 
 KINDS: dict[BackendKind, type[Backend]] = {
@@ -106,8 +107,8 @@ def made(kind: BackendKind, choice: BackendChoice) -> Backend:
     Raises RecipeError where there is none of that name or kind, or a package is missing.
     """
     name = choice.name or DEFAULTS[kind]
-    found = builtin_backends().get(name) or plugins.load("saccade.backends", name)
-    if found is None or not (isinstance(found, type) and issubclass(found, KINDS[kind])):
+    found = _of_name(kind, name)
+    if found is None:
         of_kind = [name for name, b in builtin_backends().items() if issubclass(b, KINDS[kind])]
         known = ", ".join(sorted({*of_kind, *plugins.offered("saccade.backends")}))
         raise RecipeError(f"No {kind} named {name!r}. Available: {known}.")
@@ -117,6 +118,19 @@ def made(kind: BackendKind, choice: BackendChoice) -> Backend:
             f"pip install 'saccade[{found.extra}]', or choose another {kind}."
         )
     return found(choice)
+
+
+def most_at_once(kind: BackendKind, choice: BackendChoice) -> int:
+    """Calls that share a pass of the chosen back end's model; 1 of one that is not known here, as
+    it may be only where tools run.
+    """
+    found = _of_name(kind, choice.name or DEFAULTS[kind])
+    return 1 if found is None else found.most_at_once(choice)
+
+
+def _of_name(kind: BackendKind, name: str) -> type[Backend] | None:
+    found = builtin_backends().get(name) or plugins.load("saccade.backends", name)
+    return found if isinstance(found, type) and issubclass(found, KINDS[kind]) else None
 
 
 def missing_packages(backend: type[Backend]) -> list[str]:

@@ -3,7 +3,8 @@
 Invariant: a box lies inside the picture and bears one of the labels that were asked for: the one
 whose own words fit it best. Scores are the model's, of that label's words.
 Left out on purpose: suppression of boxes that overlap, which the model learned to do without; half
-precision, in which boxes of small things move.
+precision, in which boxes of small things move; pictures of several sizes in one pass, since the
+model's windows mix what fills them up with what is at their borders.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import math
 import re
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
+from saccade.backends.batched import Batched
 from saccade.backends.kinds import Detected, Detector
 from saccade.backends.models_known import (
     device_of,
@@ -41,11 +44,14 @@ _BETWEEN = re.compile(r"[;\n?]|[.,](?!\d)")
 
 
 class GroundingDinoDetector(Detector):
-    """Any Grounding DINO or MM Grounding DINO."""
+    """Any Grounding DINO or MM Grounding DINO. Calls about pictures that the model sees in one size
+    share a pass, whatever they ask for.
+    """
 
     name = "grounding-dino"
     packages = ("torch", "transformers")
     extra = "train"
+    batches = True
     needs = f"{MODEL} (689 MB, Apache-2.0) or another of its family; on a CPU seconds for a picture"
 
     def __init__(self, choice: BackendChoice) -> None:
@@ -60,7 +66,10 @@ class GroundingDinoDetector(Detector):
                 f"{self.name!r} takes {' and '.join(KINDS)}."
             )
         self._device = device_of(choice.device)
-        self._lock = threading.Lock()
+        self._preparing = threading.Lock()  # tokenizers keep settings between their calls
+        self._batched = Batched[dict[str, Any], tuple[Any, Any]](
+            self._found, most=self.most_at_once(choice), alike=lambda q: q["pixel_values"].shape
+        )
         with explained(model):
             self._processor = read_processor(folder)
             self._model = read_weights(
@@ -72,22 +81,36 @@ class GroundingDinoDetector(Detector):
 
         things = _things(query)
         text = "".join(f"{thing.lower()}. " for thing in things).rstrip()
-        with self._lock, torch.inference_mode():
+        with self._preparing:
             words = self._words(things, text)
-            given = self._processor(
-                images=picture.convert("RGB"), text=text, return_tensors="pt"
-            ).to(self._device)
-            found = self._model(**given)
-            fits = found.logits[0].sigmoid()  # (queries, tokens)
-            by_thing = torch.stack([fits[:, tokens].amax(1) for tokens in words], dim=1)
-            scores, which = by_thing.max(dim=1)  # (queries,)
-            places = found.pred_boxes[0].cpu().tolist()  # (queries, 4): centre and size, 0 to 1
+            given = self._processor(images=picture.convert("RGB"), text=text, return_tensors="pt")
+        fits, places = self._batched.ask(dict(given))
+        by_thing = torch.stack([fits[:, tokens].amax(1) for tokens in words], dim=1)
+        scores, which = by_thing.max(dim=1)  # (queries,)
         told = []
-        for score, n, place in zip(scores.tolist(), which.tolist(), places, strict=True):
+        for score, n, place in zip(scores.tolist(), which.tolist(), places.tolist(), strict=True):
             box = _box(place, picture.width, picture.height)
             if score > THRESHOLD and box is not None:
                 told.append(Detected(things[n], box, float(score)))
         return sorted(told, key=lambda d: -(d.score or 0))
+
+    def _found(self, questions: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+        """Of each question how well words fit, (queries, tokens), and places, (queries, 4): centre
+        and size, 0 to 1.
+        """
+        import torch
+
+        longest = max(q["input_ids"].shape[1] for q in questions)
+        pad = self._processor.tokenizer.pad_token_id or 0
+        given = {}
+        for key in questions[0]:
+            rows = [q[key] for q in questions]
+            if not key.startswith("pixel"):  # the attention mask is 0 where words end
+                rows = [_lengthened(r, longest, pad if key == "input_ids" else 0) for r in rows]
+            given[key] = torch.cat(rows).to(self._device)
+        with torch.inference_mode():
+            found = self._model(**given)
+            return list(zip(found.logits.sigmoid().cpu(), found.pred_boxes.cpu(), strict=True))
 
     def _words(self, things: Sequence[str], text: str) -> list[list[int]]:
         """Of each thing, which tokens of the text are its own."""
@@ -109,6 +132,12 @@ class GroundingDinoDetector(Detector):
             words.append(own)
             start = end + len(". ")
         return words
+
+
+def _lengthened(row: Any, length: int, pad: int) -> Any:
+    from torch.nn.functional import pad as padded
+
+    return padded(row, (0, length - row.shape[1]), value=pad)
 
 
 def _things(query: str) -> list[str]:

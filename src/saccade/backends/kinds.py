@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 
+BATCH = 8
+"""Calls that share a pass on a GPU, where a recipe says nothing else."""
+
+
 class Printed(NamedTuple):
     """A line of print."""
 
@@ -70,9 +74,18 @@ class Backend(ABC):
     """Extra of saccade that brings them."""
     needs: ClassVar[str] = "nothing to download"
     """For people who choose: what it needs at hand."""
+    batches: ClassVar[bool] = False
+    """Whether calls from several threads can share a pass of its model."""
 
     def __init__(self, choice: BackendChoice) -> None:
         self.choice = choice
+
+    @classmethod
+    def most_at_once(cls, choice: BackendChoice) -> int:
+        """Calls that share a pass of its model, where as many wait."""
+        if not cls.batches:
+            return 1
+        return choice.batch or (1 if choice.device.startswith("cpu") else BATCH)
 
 
 class Reader(Backend):

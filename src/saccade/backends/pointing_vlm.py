@@ -2,7 +2,8 @@
 
 Invariant: the frame in which a model's numbers are read is that of its type, never guessed from
 their size; points that fall outside the picture are dropped, not moved into it. The same picture
-and words give the same points.
+and words give the same points, up to what rounding in half precision makes of the calls that share
+a pass.
 Left out on purpose: scores, which such models don't give; models that need the hub's code.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from saccade.backends.batched import Batched
 from saccade.backends.kinds import Pointed, Pointer
 from saccade.backends.models_known import (
     device_of,
@@ -40,6 +42,9 @@ MAX_ASPECT = 200
 """The longest side may be this many times the shortest, for models of Qwen."""
 LONGEST_DESCRIPTION = 500
 """Letters."""
+
+OF_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")
+"""What a model reads of each token; the rest is of pictures."""
 
 _NUMBER = r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*"
 _POINT_2D = re.compile(rf'"point_2d"\s*:\s*\[{_NUMBER},{_NUMBER}\]')
@@ -111,11 +116,14 @@ class _Answer(NamedTuple):
 
 
 class VlmPointer(Pointer):
-    """A Qwen2-VL, Qwen2.5-VL, Qwen3-VL, or Molmo."""
+    """A Qwen2-VL, Qwen2.5-VL, Qwen3-VL, or Molmo. Those of Qwen write the answers to several calls
+    at once; a Molmo answers one at a time, since its own processor can't be tested here.
+    """
 
     name = "vlm-points"
     packages = ("torch", "transformers")
     extra = "train"
+    batches = True
     needs = (
         f"{MODEL} (7.5 GB, for research only) or another VLM that points, such as "
         "Qwen/Qwen2-VL-2B-Instruct (4.4 GB, Apache-2.0); better on a GPU"
@@ -146,7 +154,10 @@ class VlmPointer(Pointer):
                 f"model, such as {MODEL}."
             )
         self._device = device_of(choice.device)
-        self._lock = threading.Lock()
+        self._preparing = threading.Lock()  # tokenizers keep settings between their calls
+        self._batched = Batched[dict[str, Any], Any](
+            self._written, most=self.most_at_once(choice) if self._family.is_qwen else 1
+        )
         with explained(model):
             self._inputs = (
                 _QwenInputs(folder, self._family)
@@ -188,13 +199,33 @@ class VlmPointer(Pointer):
         return found
 
     def _answer(self, picture: Image.Image, question: str) -> _Answer:
+        with self._preparing:
+            given, seen = self._inputs.made(picture, question)
+        ids = self._batched.ask(given)
+        with self._preparing:
+            return _Answer(self._inputs.tokenizer.decode(ids, skip_special_tokens=True), seen)
+
+    def _written(self, questions: list[dict[str, Any]]) -> list[Any]:
+        """Of each question the tokens of its answer, filled up where others are longer."""
         import torch
 
-        with self._lock, torch.inference_mode():
-            given, seen = self._inputs.made(picture, question)
-            given = {k: v.to(self._device) for k, v in given.items()}
-            ids = self._model.generate(**given)[0, given["input_ids"].shape[1] :]
-            return _Answer(self._inputs.tokenizer.decode(ids, skip_special_tokens=True), seen)
+        longest = max(q["input_ids"].shape[1] for q in questions)
+        pad = self._inputs.stops[0]
+        given = {}
+        for key in questions[0]:
+            rows = [q[key] for q in questions]
+            if key in OF_TOKENS and len(rows) > 1:
+                rows = [_lengthened(r, longest, pad if key == "input_ids" else 0) for r in rows]
+            given[key] = torch.cat(rows).to(self._device)
+        with torch.inference_mode():
+            return list(self._model.generate(**given)[:, longest:].cpu())
+
+
+def _lengthened(row: Any, length: int, pad: int) -> Any:
+    """With pads on the left: what is written goes on at the right."""
+    from torch.nn.functional import pad as padded
+
+    return padded(row, (length - row.shape[1], 0), value=pad)
 
 
 class _QwenInputs:

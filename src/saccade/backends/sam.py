@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from saccade.backends.batched import Batched
 from saccade.backends.kinds import Segmented, Segmenter
 from saccade.backends.models_known import (
     device_of,
@@ -42,11 +43,15 @@ LATER = ("sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam", "edgetam
 
 
 class SamSegmenter(Segmenter):
-    """Any SAM that takes boxes and points."""
+    """Any SAM that takes boxes and points. With a SAM 1, calls that give as many points, and a box
+    or none, share a pass: padding would be looked at. Later ones answer one at a time, since their
+    processor can't be tested here.
+    """
 
     name = "sam"
     packages = ("torch", "transformers")
     extra = "train"
+    batches = True
     needs = f"{MODEL} (375 MB, Apache-2.0) or another SAM; on a CPU seconds for a picture"
 
     def __init__(self, choice: BackendChoice) -> None:
@@ -68,7 +73,12 @@ class SamSegmenter(Segmenter):
                 f"model such as {MODEL}, or the segmenter 'fills'."
             )
         self._device = device_of(choice.device)
-        self._lock = threading.Lock()
+        self._preparing = threading.Lock()
+        self._batched = Batched[dict[str, Any], tuple[Any, Any]](
+            self._found,
+            most=self.most_at_once(choice) if kind in FIRST else 1,
+            alike=lambda q: tuple((key, value.shape) for key, value in sorted(q.items())),
+        )
         with explained(model):
             self._processor = read_processor(folder)
             self._model = read_weights(AutoModelForMaskGeneration, folder, device=self._device)
@@ -83,31 +93,40 @@ class SamSegmenter(Segmenter):
     ) -> Segmented | None:
         if box is None and not points:
             raise ValueError("segment needs a box or a point.")
-        import torch
-
         asked: dict[str, Any] = {}
         if box is not None:
             asked["input_boxes"] = [[list(box.as_tuple())]]
         if points or outside:
             asked["input_points"] = [[[[p.x, p.y] for p in (*points, *outside)]]]
             asked["input_labels"] = [[[1] * len(points) + [0] * len(outside)]]
-        with self._lock, torch.inference_mode():
+        with self._preparing:
             given = self._processor(images=picture.convert("RGB"), **asked, return_tensors="pt")
-            sizes = [given.pop(k) for k in ("original_sizes", "reshaped_input_sizes") if k in given]
-            for key, value in given.items():
-                given[key] = value.to(
-                    self._device, torch.float32 if key != "input_labels" else None
-                )
-            found = self._model(**given, multimask_output=True)
-            scores = found.iou_scores[0, 0].cpu()  # (masks,)
-            for n in scores.argsort(descending=True, stable=True).tolist():
-                low = found.pred_masks[:, :, n : n + 1].cpu()  # (1, 1, 1, rows, columns)
-                bits = self._processor.post_process_masks(low, *sizes)[0][0, 0].numpy()
-                bits = _bounded(bits, box)
-                if bits.any() and _holds(bits, points, outside):
-                    score = min(1.0, max(0.0, float(scores[n])))
-                    return Segmented(Mask.from_array(bits), score)
+        sizes = [given.pop(k) for k in ("original_sizes", "reshaped_input_sizes") if k in given]
+        scores, masks = self._batched.ask(dict(given))
+        for n in scores.argsort(descending=True, stable=True).tolist():
+            low = masks[None, None, n : n + 1]  # (1, 1, 1, rows, columns)
+            bits = self._processor.post_process_masks(low, *sizes)[0][0, 0].numpy()
+            bits = _bounded(bits, box)
+            if bits.any() and _holds(bits, points, outside):
+                score = min(1.0, max(0.0, float(scores[n])))
+                return Segmented(Mask.from_array(bits), score)
         return None
+
+    def _found(self, questions: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+        """Of each question the scores, (masks,), and the masks, (masks, rows, columns)."""
+        import torch
+
+        given = {
+            key: torch.cat([q[key] for q in questions]).to(
+                self._device, torch.float32 if key != "input_labels" else None
+            )
+            for key in questions[0]
+        }
+        with torch.inference_mode():
+            found = self._model(**given, multimask_output=True)
+            return list(
+                zip(found.iou_scores[:, 0].cpu(), found.pred_masks[:, 0].cpu(), strict=True)
+            )
 
 
 def _bounded(bits: NDArray[np.bool_], box: Box | None) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from saccade import plugins
-from saccade.backends import made
+from saccade.backends import made, most_at_once
 from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError
 from saccade.tools.compare import compare
@@ -40,6 +40,7 @@ __all__ = [
     "ToolBox",
     "XCoordinate",
     "YCoordinate",
+    "batch_of",
     "builtin_tools",
     "compare",
     "crop",
@@ -87,6 +88,14 @@ def tools_described(names: Sequence[str]) -> list[Tool]:
     """
     ours = builtin_tools()
     return [ours[name] if name in ours else _offered(name) for name in names]
+
+
+def batch_of(tool: Tool, backends: Mapping[BackendKind, BackendChoice] | None = None) -> int:
+    """Calls of a tool that share a pass of its model; 1 where each is answered alone."""
+    chosen = backends or {}
+    return max(
+        (most_at_once(kind, chosen.get(kind, BackendChoice())) for _, kind in tool.needs), default=1
+    )
 
 
 def is_known(name: str) -> bool:

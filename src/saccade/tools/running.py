@@ -57,15 +57,18 @@ class InThreads:
     others. Not a pool: an abandoned call would hold a thread of it for as long as it likes.
     """
 
-    def __init__(self, in_turn: Iterable[str] = ()) -> None:
+    def __init__(
+        self, in_turn: Iterable[str] = (), *, batches: Mapping[str, int] | None = None
+    ) -> None:
         """`in_turn` names tools whose calls wait for each other, as those that read print do. They
-        wait before their deadlines begin, all but the one that is next.
+        wait before their deadlines begin, all but the one that is next; where calls share a pass
+        of a model, all but the next batch. `batches` says how many do.
         """
-        self._in_turn = frozenset(in_turn)
+        self._at_once = dict.fromkeys(in_turn, 1) | dict(batches or {})
 
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time."""
-        return 2 if name in self._in_turn else 64
+        return 2 * self._at_once[name] if name in self._at_once else 64
 
     def health(self) -> Sequence[NoReturn]:
         """There are no workers."""

@@ -1,4 +1,5 @@
-"""What a worker process does: makes its tools once, then one call after the other.
+"""What a worker process does: makes its tools once, then one call after the other, or, in a
+replica whose model answers several at once, some of them in threads.
 
 Invariant: back ends are made before the first call is taken; where they can't be made, every call
 is told why. A call that runs out of memory ends the process: what is left of it can't be trusted.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +37,7 @@ __all__ = [
     "answered",
     "call",
     "end_if_starved",
-    "is_kept",
+    "kept",
     "ready",
     "start",
 ]
@@ -49,6 +51,7 @@ _tools: dict[str, Tool] = {}
 _no_start: list[str] = []
 """Why there are none."""
 _pictures: OrderedDict[str, ImageView] = OrderedDict()
+_pictures_lock = threading.Lock()
 
 
 class Answer(NamedTuple):
@@ -155,17 +158,19 @@ def _packed(picture: Image.Image) -> tuple[bytes, int, int]:
     return picture.tobytes(), picture.width, picture.height
 
 
-def is_kept(key: str) -> bool:
-    """Whether a picture is here."""
-    return key in _pictures
+def kept(key: str) -> Image.Image | None:
+    """A picture that is here. Whoever is given it has it, even if it is not kept any longer."""
+    view = _pictures.get(key)
+    return None if view is None else view.pixels
 
 
 def _kept(key: str, get: Callable[[], Image.Image]) -> ImageView:
-    if key not in _pictures:
-        _pictures[key] = given_view(key, get())
-        while len(_pictures) > 1 and sum(3 * v.width * v.height for v in _pictures.values()) > (
-            KEPT_BYTES
-        ):
-            _pictures.popitem(last=False)
-    _pictures.move_to_end(key)
-    return _pictures[key]
+    with _pictures_lock:
+        if key not in _pictures:
+            _pictures[key] = given_view(key, get())
+            while len(_pictures) > 1 and sum(3 * v.width * v.height for v in _pictures.values()) > (
+                KEPT_BYTES
+            ):
+                _pictures.popitem(last=False)
+        _pictures.move_to_end(key)
+        return _pictures[key]

@@ -2,8 +2,11 @@
 
 Invariant: as in `workers`, a call ends with what the tool gave or with an error of ours, once; it
 is asked again where its replica died under it, until its deadline. A picture is put into Ray's
-object store once and is fetched by a replica once. A replica whose call is past its deadline says
-so when it is asked for its health, and is replaced.
+object store once and is fetched by a replica once. A replica in which a call hangs past its
+deadline says so when it is asked for its health, and is replaced.
+
+A replica runs one call at a time, and calls of a tool whose model answers several in one pass at
+the same time: as many as share a pass, and as many again that are the next batch.
 
 Left out on purpose: starting a cluster; without an address one is started on this machine alone.
 """
@@ -15,7 +18,7 @@ import logging
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from functools import partial
@@ -27,6 +30,7 @@ from saccade import errors
 from saccade.config import BackendChoice, BackendKind
 from saccade.errors import ToolUnavailable
 from saccade.images import ImageView
+from saccade.tools import batch_of, tools_described
 from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver import in_child
@@ -64,6 +68,7 @@ class RayTools(Elsewhere):
         import ray
         from ray import serve
 
+        self._batches = _batches(groups, backends)
         self._is_ours = not ray.is_initialized()
         try:
             if self._is_ours:
@@ -80,18 +85,20 @@ class RayTools(Elsewhere):
             self._apps: list[str] = []
             for group, names in groups.items():
                 count = (replicas or {}).get(group, 1)
+                batches = {n: self._batches[n] for n in names}
+                together = max(batches.values(), default=1)
                 deployed = serve.deployment(
                     name=group,
-                    **_scale(count, (autoscale_to or {}).get(group)),
+                    **_scale(count, (autoscale_to or {}).get(group), ongoing=together),
                     ray_actor_options={"num_cpus": 0.1, "num_gpus": (gpus or {}).get(group, 0)},
-                    max_ongoing_requests=2,
+                    max_ongoing_requests=2 * together,
                     health_check_period_s=HEALTH_S,
                     health_check_timeout_s=2 * HEALTH_S,
                     graceful_shutdown_timeout_s=1,
                     logging_config={"log_level": "ERROR"},
                 )(_Replica)
                 app = f"saccade-{group}"
-                bound = deployed.bind(tuple(names), choices, memory_mb)
+                bound = deployed.bind(tuple(names), choices, memory_mb, batches)
                 handle = serve.run(bound, name=app, route_prefix=None)
                 self._apps.append(app)
                 health = WorkersHealth(group, count)
@@ -103,7 +110,7 @@ class RayTools(Elsewhere):
 
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time."""
-        return 2 * self._health[name].processes
+        return 2 * self._batches[name] * self._health[name].processes
 
     def health(self) -> list[WorkersHealth]:
         """Of each group, at once."""
@@ -182,31 +189,43 @@ class RayTools(Elsewhere):
         return [self._pictures[key]], view.width, view.height
 
 
-def _scale(count: int, most: int | None) -> dict[str, Any]:
+def _batches(
+    groups: Mapping[str, Sequence[str]], backends: Mapping[BackendKind, BackendChoice] | None
+) -> dict[str, int]:
+    """Of each tool, how many of its calls share a pass."""
+    names = [name for group in groups.values() for name in group]
+    return {tool.name: batch_of(tool, backends) for tool in tools_described(names)}
+
+
+def _scale(count: int, most: int | None, *, ongoing: int) -> dict[str, Any]:
     if most is None:
         return {"num_replicas": count}
     return {
         "autoscaling_config": {
             "min_replicas": count,
             "max_replicas": most,
-            "target_ongoing_requests": 1,
+            "target_ongoing_requests": ongoing,
         }
     }
 
 
 class _Replica:
-    """One process of a group, somewhere in the cluster: one call at a time."""
+    """One process of a group, somewhere in the cluster."""
 
     def __init__(
         self,
         names: tuple[str, ...],
         choices: dict[BackendKind, dict[str, Any]],
         memory_mb: int | None,
+        batches: dict[str, int],
     ) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._thread.submit(in_child.start, names, choices, memory_mb, 0).result()
-        self._turn = asyncio.Lock()
-        self._late_at: float | None = None
+        """`batches`: of each tool, how many of its calls share a pass."""
+        most = max(batches.values(), default=1)
+        self._threads = ThreadPoolExecutor(1 if most == 1 else 2 * most)
+        self._threads.submit(in_child.start, names, choices, memory_mb, 0).result()
+        one = asyncio.Semaphore(1)
+        self._turns = {n: one if b == 1 else asyncio.Semaphore(2 * b) for n, b in batches.items()}
+        self._hangs = _Hangs()
 
     async def call(
         self,
@@ -231,20 +250,46 @@ class _Replica:
     ) -> Answer:
         pictures = {}
         for key, ([ref], width, height) in held.items():
-            data = b"" if in_child.is_kept(key) else await ref
-            pictures[key] = _Picture(data, width, height)
-        async with self._turn:
-            self._late_at = time.monotonic() + deadline_s
-            try:
-                work = partial(in_child.answered, name, arguments, pictures)
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-            finally:
-                self._late_at = None
+            here = in_child.kept(key)
+            pictures[key] = _Picture(await ref, width, height) if here is None else here.copy
+        async with self._turns[name]:
+            work = partial(in_child.answered, name, arguments, pictures)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, self._hangs.watched, work, deadline_s
+            )
 
     def check_health(self) -> None:
-        """Raises RuntimeError where its call hangs: then Ray Serve replaces it."""
-        if self._late_at is not None and time.monotonic() > self._late_at:
+        """Raises RuntimeError where a call hangs: then Ray Serve replaces it."""
+        if self._hangs.any():
             raise RuntimeError("A call is past its deadline.")
+
+
+class _Hangs:
+    """Tells calls that hang from those that only wait for others."""
+
+    def __init__(self) -> None:
+        self._begun: dict[object, tuple[float, float]] = {}
+        """Of the calls that run, when they began and how long they may take."""
+        self._ended = 0.0
+        """When a call did, last."""
+
+    def watched(self, work: Callable[[], Answer], deadline_s: float) -> Answer:
+        """What `work` gives."""
+        call = object()
+        self._begun[call] = time.monotonic(), deadline_s
+        try:
+            return work()
+        finally:
+            self._ended = time.monotonic()
+            del self._begun[call]
+
+    def any(self) -> bool:
+        """Whether a call runs for longer than it may, and none ended meanwhile for which it could
+        have waited.
+        """
+        now = time.monotonic()
+        running = list(self._begun.values())
+        return any(now > max(began, self._ended) + may_s for began, may_s in running)
 
 
 class _Picture:

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from saccade.config import Recipe, ServiceConfig
 from saccade.errors import RecipeError
-from saccade.tools import Tool, is_known, tools_described, tools_named
+from saccade.tools import Tool, batch_of, is_known, tools_described, tools_named
 from saccade.tools.running import InThreads
 from saccade.toolserver.controller import Controller, Way
 
@@ -60,7 +60,10 @@ def served(recipe: Recipe) -> Served:
 def _in_process(recipe: Recipe) -> Way:
     reading = ("reader", "detector", "pointer")
     tools = tools_described([name for name in recipe.tools if is_known(name)])
-    return InThreads(t.name for t in tools if any(kind in reading for _, kind in t.needs))
+    return InThreads(
+        (t.name for t in tools if any(kind in reading for _, kind in t.needs)),
+        batches={t.name: n for t in tools if (n := batch_of(t, recipe.backends)) > 1},
+    )
 
 
 def _workers(recipe: Recipe) -> Way:

@@ -6,7 +6,8 @@ processes; a call is tried again only where its worker died under it (tools are 
 they are given), and no longer than its deadline lasts.
 
 Left out on purpose: the processes themselves. Pebble keeps a pool of them: it replaces the dead and
-kills the late.
+kills the late. And several calls at once in a process, which must die for one call alone: models
+that answer calls in batches do so in threads and in replicas of Ray.
 """
 
 from __future__ import annotations
