@@ -1,10 +1,9 @@
 """Demonstrations of reasoning with boxes that a base model makes itself: it points, several times,
-and is asked again what is there; a rule draws the conclusion, and what contradicts the right answer
-is thrown away.
+and names again what is to be counted, of which it strikes what it calls otherwise; a rule draws the
+conclusion, and what contradicts the right answer is thrown away.
 
 Invariant: no box label is read. The boxes are those that the model pointed at when it was asked
-where things are, with the names that it gave them when it was asked what is there; of the sample
-only its question and its answer are used, as GRPO-GR does.
+where things are; of the sample only its question and its answer are used, as GRPO-GR does.
 
 Left out on purpose: other worlds than those of shapes, whose questions name what to point at.
 """
@@ -14,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 from saccade.assemble import answering, task_of
@@ -35,7 +35,6 @@ from saccade.worlds.shapes import CLEAR, directions
 
 __all__ = [
     "Made",
-    "Seen",
     "asked_where",
     "chain_of",
     "notation_of",
@@ -48,15 +47,6 @@ CHUNK = 64
 SAME_PLACE = 0.5
 """IoU from which two boxes point at one thing."""
 SIDES = ("left of", "right of", "above", "below")
-
-
-class Seen(NamedTuple):
-    """What was pointed at when it was asked for by the box's phrase, and what it was called when it
-    was asked what is there.
-    """
-
-    box: BoxNamed
-    name: str
 
 
 class Made(NamedTuple):
@@ -110,16 +100,22 @@ async def _self_made(
             asked = [
                 replace(s, id=f"{s.id}/{n}", question=_asked_what(box, setup))
                 for s in samples
+                if s.kind == "count"
                 for n, box in enumerate(pointed[s.id])
             ]
-            named = await _asked(asked, setup, recipe, past=0, temperature=0.0)
-            written += sum(e.completion_tokens for e in named)
-            names = {e.sample.id: (e.answer or "").strip() for e in named}
+            called = await _asked(asked, setup, recipe, past=0, temperature=0.0)
+            written += sum(e.completion_tokens for e in called)
+            names = {e.sample.id: (e.answer or "").strip() for e in called}
             for sample in samples:
-                seen = [
-                    Seen(box, names[f"{sample.id}/{n}"]) for n, box in enumerate(pointed[sample.id])
-                ]
-                demonstration = _made(sample, seen, setup, blank=blank)
+                boxes = pointed[sample.id]
+                if sample.kind == "count":
+                    wanted_name = counted_name(sample.question)
+                    boxes = [
+                        box
+                        for n, box in enumerate(boxes)
+                        if names[f"{sample.id}/{n}"] == wanted_name
+                    ]
+                demonstration = _made(sample, boxes, setup, blank=blank)
                 if demonstration is not None:
                     found.append(demonstration)
             store.forget(i for s in samples for i in s.images)
@@ -153,7 +149,7 @@ def _is_alike(a: BoxNamed, b: BoxNamed) -> bool:
 
 
 def _made(
-    sample: Sample, seen: Sequence[Seen], setup: Setup, *, blank: bool
+    sample: Sample, named: Sequence[BoxNamed], setup: Setup, *, blank: bool
 ) -> Demonstration | None:
     """The demonstration that the boxes lead to; None where they lead to none."""
     notation = notation_of(setup)
@@ -161,7 +157,7 @@ def _made(
     def write(box: BoxNamed, phrase: str) -> str:
         return notation.write(setup.frame_of(box.image).encode_box(box.box), phrase)
 
-    chain = chain_of(sample, seen, write)
+    chain = chain_of(sample, named, write)
     if chain is None:
         return None
 
@@ -221,49 +217,40 @@ def _pointed(episode: Episode, setup: Setup) -> tuple[BoxNamed, ...]:
 
 
 def chain_of(
-    sample: Sample, seen: Sequence[Seen], write: Callable[[BoxNamed, str], str]
+    sample: Sample, named: Sequence[BoxNamed], write: Callable[[BoxNamed, str], str]
 ) -> Parsed | None:
-    """The turn that the boxes lead to, each written with a phrase by `write`; None where what is
-    asked for is not among them, or they contradict the right answer.
+    """The turn that the boxes lead to, each written with a phrase by `write`; None where they are
+    not as many as were asked for, or all contradict the right answer. Of several boxes of one name
+    the first that do not.
 
     Sides and counts follow from the boxes. Whether one thing is inside, touching or behind another
     does not, so there the answer stands among what is thought again. What is asked is said again
     beside what holds: from a question far back the tiny model did not learn to compare the two.
     """
     if sample.kind == "count":
-        name = counted_name(sample.question)
-        if sum(s.name == name for s in seen) != int(sample.answer):
+        if len(named) != int(sample.answer):
             return None
-        thought = _counted(name, seen, write)
+        thought = _numbered(counted_name(sample.question), named, write)
         return Parsed(thought, answer=Answer(sample.answer), rethought=sample.answer)
-    pair = [
-        next((s.box for s in seen if s.box.phrase == s.name == name), None)
-        for name in _names(sample)
-    ]
-    if pair[0] is None or pair[1] is None:
-        return None
-    a, b = pair[0].box, pair[1].box
     width, height = sample.images[0].width, sample.images[0].height
-    told = list(directions(a, b, clear=CLEAR * min(width, height)))
-    if sample.kind in SIDES and (sample.kind in told) != (sample.answer == "true"):
-        return None
-    if sample.kind not in SIDES and sample.answer == "true":
-        told.append(sample.kind)
-    thought = ", ".join(write(box, box.phrase) for box in pair if box)
-    held = f"{sample.kind}: {', '.join(told) or 'near'}"
-    return Parsed(thought, answer=Answer(sample.answer), rethought=held)
+    first, second = ([b for b in named if b.phrase == name] for name in _names(sample))
+    for pair in product(first, second):
+        a, b = (n.box for n in pair)
+        told = list(directions(a, b, clear=CLEAR * min(width, height)))
+        if sample.kind in SIDES and (sample.kind in told) != (sample.answer == "true"):
+            continue
+        if sample.kind not in SIDES and sample.answer == "true":
+            told.append(sample.kind)
+        thought = ", ".join(write(box, box.phrase) for box in pair)
+        held = f"{sample.kind}: {', '.join(told) or 'near'}"
+        return Parsed(thought, answer=Answer(sample.answer), rethought=held)
+    return None
 
 
-def _counted(name: str, seen: Sequence[Seen], write: Callable[[BoxNamed, str], str]) -> str:
-    """Boxes from the left, each with what is there; what is counted is numbered, so that the last
-    number is the count.
-    """
-    if not seen:
+def _numbered(name: str, named: Sequence[BoxNamed], write: Callable[[BoxNamed, str], str]) -> str:
+    """Boxes from the left, numbered, so that the last number is the count."""
+    if not named:
         return f"no {name}"
-    pieces: list[str] = []
-    count = 0
-    for box, called in sorted(seen, key=lambda s: (s.box.box.x0, s.box.box.y0)):
-        written = write(box, "" if pieces else name)
-        count += called == name
-        pieces.append(f"{written} {called} {count}" if called == name else f"{written} {called}")
-    return ", ".join(pieces)
+    order = sorted(named, key=lambda b: (b.box.x0, b.box.y0))
+    phrases = [f"{name} 1", *(str(n) for n in range(2, len(order) + 1))]
+    return ", ".join(write(box, phrase) for box, phrase in zip(order, phrases, strict=True))

@@ -13,7 +13,7 @@ from saccade.errors import DataError
 from saccade.image_store import ImageStore
 from saccade.progress import progress
 from saccade.synth import Demonstration
-from saccade.synth_chains import Seen, chain_of, notation_of, pointing_setup
+from saccade.synth_chains import chain_of, notation_of, pointing_setup
 from saccade.tasks import stream
 from saccade.types import BoxNamed
 from saccade.worlds.lessons import rounded_box
@@ -42,8 +42,8 @@ def gold_chains(recipe: Recipe, *, split: str, count: int) -> list[Demonstration
             wanted = min(CHUNK, count - at)
             drawn = stream(task, split, store=store, start=at, count=wanted, seed=recipe.seed)
             for sample, _ in drawn:
-                seen = [Seen(BoxNamed(e.image, e.box, e.phrase), e.phrase) for e in sample.evidence]
-                chain = chain_of(sample, seen, write)
+                named = [BoxNamed(e.image, e.box, e.phrase) for e in sample.evidence]
+                chain = chain_of(sample, named, write)
                 if chain is None:
                     raise DataError(
                         f"The evidence of sample {sample.id!r} does not lead to its answer."
