@@ -789,20 +789,22 @@ def test_the_shipped_ladder_of_boxes_has_the_arms_that_could_refute_it() -> None
     above = {name for claim in shipped.ladder.claims for name in claim.above}
     assert {"direct", "cot", "one-shot", "few-shot", "words", "warm-up"} <= above
     assert {claim.metric for claim in shipped.ladder.claims} >= {"accuracy", "f1", "invalid"}
-    for family in ("grpo-gr", "few-shot"):  # few-shot itself is that of 20
-        few = [
-            arm
-            for name, arm in arms.items()
-            if name.startswith(family)
-            and arm.settings.get("task.train_items")
-            and "direct" not in name
-        ]
-        assert sorted(arm.settings["task.train_items"] for arm in few) == [20, 500, 7000]
-        assert {arm.start for arm in few} == {None}  # no other question taught them anything
     continued, warm = arms["warm-up-continued"], arms["warm-up"]
     assert (continued.start, continued.data) == (warm.start, warm.data)  # the same chains
     told = {(c.arm, c.metric) for c in shipped.ladder.claims}
     assert {("exchanged", "changed"), ("jittered", "changed"), ("grpo-gr-weak", "invalid")} <= told
+
+
+def test_the_shipped_ladder_of_few_questions_has_as_many_for_rewards_as_for_fine_tuning() -> None:
+    few = load_recipe(SHIPPED.with_name("few-tiny.yaml"))
+    arms = arms_of(few.ladder).values()
+    for stage in ("rl", "sft"):
+        # no other question taught them anything
+        learned = [
+            a for a in arms if a.stage == stage and a.start is None and a.data != "self-made"
+        ]
+        sizes = {a.settings.get("task.train_items") for a in learned}
+        assert {20, 500, 7000} <= sizes
 
 
 def test_the_shipped_mixed_recipe_holds_both_ways_of_looking_against_each() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
 
+from saccade import pretrain
 from saccade.assemble import model_folder
 from saccade.config import Recipe
 from saccade.dialects import NOTATIONS
@@ -236,6 +238,36 @@ def test_pretraining_goes_on_from_a_model_and_resumes(tmp_path: Path) -> None:
     assert '"from"' in (folder / "saccade.json").read_text()
     pieces = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assert pieces.token_to_id("<think>") is not None
+
+
+def test_a_base_of_scenes_that_goes_on_sees_other_pictures_and_keeps_its_eye(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    whole = pretrain.lesson_tree
+
+    def noted(index: int, *given: Any, **more: Any) -> pretrain.Packed:
+        drawn.append(index)
+        return whole(index, *given, **more)
+
+    monkeypatch.setattr(pretrain, "lesson_tree", noted)
+    start = "saccade-tiny-grounded-base"
+    recipe = load_recipe(
+        None,
+        [
+            f"run={tmp_path / 'run'}", "min_image_tokens=2", "max_image_tokens=25",
+            f"pretrain.start={start}", "pretrain.scenes=1.0", "pretrain.first=40",
+            "pretrain.steps=3", "pretrain.charts_per_step=2",
+            "pretrain.warmup_steps=0", "pretrain.decay_steps=0",
+        ],
+    )  # fmt: skip
+    renderer, model = pretrain._begun(recipe, SETTINGS)
+    kept = load_model(model_folder(start))
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight, kept.get_parameter(name)), name
+    data = pretrain._data(renderer, recipe, first=1)
+    assert [len(data[k].flat.ids) > 0 for k in range(len(data))] == [True] * 4
+    assert drawn == [42, 43, 44, 45]
 
 
 @pytest.mark.parametrize("world", ["vsr", "tally"])

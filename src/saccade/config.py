@@ -248,6 +248,8 @@ class PretrainConfig(Section):
     """Model that goes on learning, with tokens for what it lacked; null: a new one."""
     scenes: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of pictures that are scenes of shapes; the others are charts."""
+    first: Whole = 0
+    """Number of the first picture, for a model that goes on: those before it were its start's."""
     steps: Positive = 6000
     """Optimiser steps."""
     charts_per_step: Positive = 8

@@ -255,15 +255,19 @@ def run(recipe: Recipe) -> Path:
 
 
 def _begun(recipe: Recipe, settings: Qwen2VLSettings) -> tuple[Qwen2VLRenderer, nn.Module]:
-    """A new model, or one that goes on, with tokens for what it lacked."""
+    """A new model, or one that goes on, with tokens for what it lacked; one that lacked them was
+    never asked about hue either.
+    """
     if recipe.pretrain.start is None:
         renderer = Qwen2VLRenderer(build_tokenizer(), settings)
         return renderer, with_linear_patches(build_model(renderer.tokenizer, seed=recipe.seed))
     folder = model_folder(recipe.pretrain.start)
     before = Tokenizer.from_file(str(folder / "tokenizer.json"))
     renderer = Qwen2VLRenderer(with_pieces(before, SCENE_PIECES), settings)
-    model = grown(load_model(folder), before, renderer.tokenizer, seed=recipe.seed)
-    open_to_hue(model)
+    model = load_model(folder)
+    if renderer.tokenizer.get_vocab_size() > before.get_vocab_size():
+        model = grown(model, before, renderer.tokenizer, seed=recipe.seed)
+        open_to_hue(model)
     return renderer, model.train()
 
 
@@ -345,18 +349,27 @@ def _since(began: float) -> float:
 
 def _stream(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> Iterator[list[Packed]]:
     """Batches from step `first` on, drawn by a process beside this one."""
-    size, steps = recipe.pretrain.charts_per_step, recipe.pretrain.steps
-    data = LessonData(
-        renderer,
-        seed=recipe.seed,
-        first=first * size,
-        last=steps * size,
-        scenes=recipe.pretrain.scenes,
-    )
     loader: DataLoader[Packed] = DataLoader(
-        data, batch_size=size, num_workers=1, collate_fn=list, prefetch_factor=4
+        _data(renderer, recipe, first=first),
+        batch_size=recipe.pretrain.charts_per_step,
+        num_workers=1,
+        collate_fn=list,
+        prefetch_factor=4,
     )
     return iter(loader)
+
+
+def _data(renderer: Qwen2VLRenderer, recipe: Recipe, *, first: int) -> LessonData:
+    """The pictures of the steps from `first` on."""
+    config = recipe.pretrain
+    size = config.charts_per_step
+    return LessonData(
+        renderer,
+        seed=recipe.seed,
+        first=config.first + first * size,
+        last=config.first + config.steps * size,
+        scenes=config.scenes,
+    )
 
 
 def _checkpoint(

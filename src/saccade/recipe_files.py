@@ -121,6 +121,7 @@ _ADDED: dict[str, Any] = {
     "rl.keep": "last",
     "pretrain.start": None,
     "pretrain.scenes": 0.0,
+    "pretrain.first": 0,
 }
 """Keys that recipes did not always have, with what they say where nobody sets them: then they leave
 hashes and runs of earlier recipes valid."""
