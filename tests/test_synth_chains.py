@@ -79,8 +79,8 @@ def test_right_boxes_lead_to_a_turn_with_the_right_answer() -> None:
                 Grounded("silent", INLINE).parse(Grounded("silent", INLINE).render(chain)) == chain
             )
             if sample.kind not in ("count",):
-                asked, _, held = chain.rethought.partition(": ")
-                assert asked == sample.kind
+                asked, held, verdict = chain.rethought.split(": ")
+                assert (asked, verdict) == (sample.kind, sample.answer)
                 assert (sample.kind in held.split(", ")) == (sample.answer == "true")
 
 

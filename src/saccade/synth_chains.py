@@ -225,7 +225,8 @@ def chain_of(
 
     Sides and counts follow from the boxes. Whether one thing is inside, touching or behind another
     does not, so there the answer stands among what is thought again. What is asked is said again
-    beside what holds: from a question far back the tiny model did not learn to compare the two.
+    beside what holds, and the verdict behind it: from a question far back, or across a tag, the
+    tiny model was slow to learn to compare the two.
     """
     if sample.kind == "count":
         if len(named) != int(sample.answer):
@@ -242,7 +243,7 @@ def chain_of(
         if sample.kind not in SIDES and sample.answer == "true":
             told.append(sample.kind)
         thought = ", ".join(write(box, box.phrase) for box in pair)
-        held = f"{sample.kind}: {', '.join(told) or 'near'}"
+        held = f"{sample.kind}: {', '.join(told) or 'near'}: {sample.answer}"
         return Parsed(thought, answer=Answer(sample.answer), rethought=held)
     return None
 
