@@ -376,3 +376,22 @@ def test_a_record_of_a_longer_lineage_is_none() -> None:
     part = view.ref.parts[0]
     with pytest.raises(LineageError, match="would be 65 steps"):
         ImageRef("a" * 64, 40, 30, (replace(part, parent=view.ref),), view.ref.derivation)
+
+
+def test_a_box_that_float_noise_makes_too_wide_ends_where_its_part_ends() -> None:
+    """The other part had a piece of it 4e-16 pixels wide, which was none where it came from."""
+    root = root_view(picture(1000, 1000))
+    view = beside(root.crop(Box(700, 700, 703, 703)), root.crop(Box(800, 800, 803, 803)))
+    ((_, polygon),) = view.ref.to_roots(Box(0, 0, 3.0000000000000004, 3))
+    assert polygon.bounds == Box(700, 700, 703, 703)
+
+
+def test_a_zoom_of_a_zoom_of_a_pixel_lies_on_the_original_as_long_as_floats_can_tell() -> None:
+    view = root_view(picture(1000, 1000))
+    sizes = []
+    for _ in range(6):
+        view = view.crop(Box(500, 500, 501, 501)).resize(1000, 1000)
+        sizes.append([polygon.bounds.width for _, polygon in view.ref.to_roots()])
+    assert sizes[0] == [1]
+    assert sizes[1] == [pytest.approx(1e-3)]
+    assert sizes[2:] == [[]] * 4

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal, NamedTuple
 
-from saccade.geometry import Affine, Box, Mask, Point, Polygon
+from saccade.geometry import SLIVER, Affine, Box, Mask, Point, Polygon
 
 __all__ = [
     "MAX_ANCESTORS",
@@ -159,7 +159,8 @@ class ImageRef:
         it touches.
 
         Polygons are clipped to every part they pass through and to the originals, so a box over
-        both halves of a comparison gives two, and the white corners of a rotated view give nothing.
+        both halves of a comparison gives two, and the white corners of a rotated view give nothing;
+        nor does what is too small there for floats to tell its corners apart.
         """
         if isinstance(shape, Point):
             shape = Box(shape.x - 0.5, shape.y - 0.5, shape.x + 0.5, shape.y + 0.5)
@@ -174,11 +175,21 @@ class ImageRef:
             yield self, inside
         for part in self.parts:
             piece = inside.clip(part.area)
-            if piece is not None:
-                yield from part.parent._to_roots(part.to_parent.polygon(piece))
+            there = None if piece is None else _mapped(piece, part.to_parent)
+            if there is not None:
+                yield from part.parent._to_roots(there)
 
     def __hash__(self) -> int:
         return hash(self.key)  # the generated one would walk every ancestor, for each path to it
+
+
+def _mapped(piece: Polygon, to_parent: Affine) -> Polygon | None:
+    """The piece in its parent; None where a zoom of a zoom of a pixel is rounded to nothing."""
+    try:
+        there = to_parent.polygon(piece)
+        return there if there.bounds.area > SLIVER else None
+    except ValueError:
+        return None
 
 
 # --- content of messages --------------------------------------------------------------------------
