@@ -37,7 +37,7 @@ from saccade.toolserver.guests import GuestLimits, Guests
 from saccade.toolserver.http_service import service
 from saccade.toolserver.remote import Remote
 from saccade.toolserver.serving import serve_tools
-from saccade.types import Text
+from saccade.types import ImageShown, Text
 
 TOOLS = builtin_tools()
 LIGHT = [t for t in TOOLS.values() if not t.needs and not t.is_answer]
@@ -447,6 +447,29 @@ def test_calls_on_what_came_back_are_answered_at_once_however_deep_they_nest(
             assert time.perf_counter() - began < 1.0
         assert failed == times - good, tool
         assert memory_mb() - before < 50
+
+
+def test_pictures_that_make_room_are_dropped_in_no_time() -> None:
+    """All that was held was searched for each of them, which took 39 s where 10,000 were held."""
+    guests = Guests(LIGHT, runner=Controller(InThreads()), limits=GuestLimits(held_bytes=10**6))
+
+    async def play() -> None:
+        for n in range(3_000):
+            await guests.take_raw(n.to_bytes(3, "big") * 4, width=2, height=2)
+        name, _ = await guests.take_raw(bytes(12), width=2, height=2)
+        part = (await guests.call("crop", {"image": name, "box": [0, 0, 1, 1]})).parts[0]
+        assert isinstance(part, ImageShown)
+        await guests.call("measure", {"image": name, "start": [0, 0], "end": [1, 1]})  # used last
+        began = time.process_time()
+        await guests.take_raw(bytes(3 * 600 * 555), width=600, height=555)
+        assert time.process_time() - began < 0.5
+        assert name in guests._images
+        assert part.name in guests._images
+        larger, _ = await guests.take_raw(bytes(3 * 600 * 600), width=600, height=600)
+        assert list(guests._images) == [larger]
+        assert len(guests._made_of) == 1
+
+    asyncio.run(play())
 
 
 def test_no_body_is_read_beyond_its_limit(running: Running) -> None:
