@@ -6,11 +6,13 @@ import base64
 import io
 import os
 import time
-from typing import Literal
+from typing import Annotated, Literal
 
 from mcp.server.mcpserver import Image, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 from PIL import Image as Pillow
 from PIL import ImageOps
+from pydantic import Field
 
 server = MCPServer("darkroom")
 
@@ -36,6 +38,26 @@ def negative(photo: str, strength: Literal["full", "half"] = "full", note: str =
 def broken(photo: str) -> str:
     """Fail."""
     raise ValueError("the bath is empty")
+
+
+@server.tool()
+def shout(count: int) -> str:
+    """Fail at length."""
+    raise ToolError("z" * count)
+
+
+@server.tool()
+def album(pictures: int, texts: int, letters: int) -> list:
+    """Answer at length."""
+    file = io.BytesIO()
+    Pillow.new("RGB", (6, 5), "red").save(file, "PNG")
+    shown = [Image(data=file.getvalue(), format="png")] * pictures
+    return ["w" * letters] * texts + shown
+
+
+@server.tool(description="Tell. " * 500)
+def wordy(note: Annotated[str, Field(description="Any. " * 500)] = "") -> str:
+    return note
 
 
 @server.tool()

@@ -261,3 +261,14 @@ def test_what_is_no_episode_is_refused_with_a_sentence() -> None:
             episode_from_json({k: v for k, v in good.items() if k != key})
     with pytest.raises(DataError, match="can't be read"):
         episode_from_json({**good, "stop": "bored"})
+
+
+def test_an_image_in_more_steps_than_may_be_is_no_episode() -> None:
+    image = _root()
+    for step in range(64):
+        image = _crop(image, f"step {step}")
+    value = episode_to_json(Episode(Sample("s", "?", (image,), "1")))
+    assert episode_from_json(value).sample.images == (image,)
+    beyond = {**value["images"][-1], "parts": [dict(value["images"][-1]["parts"][0], parent=64)]}
+    with pytest.raises(DataError, match=r"LineageError: .* 64 steps .* would be 65"):
+        episode_from_json({**value, "images": [*value["images"], beyond]})

@@ -114,6 +114,11 @@ def test_a_box_without_area_or_with_strange_numbers_is_refused(
         Box(*corners)
 
 
+def test_a_small_polygon_far_from_the_origin_has_its_area() -> None:
+    small = Box(4000, 4000, 4000 + 3e-5, 4000 + 3e-5)
+    assert small.polygon().area == pytest.approx(small.area, rel=1e-6)
+
+
 def test_a_polygon_without_area_is_refused() -> None:
     with pytest.raises(ValueError, match="positive area"):
         Polygon((Point(0, 0), Point(1, 1), Point(2, 2)))

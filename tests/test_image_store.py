@@ -200,3 +200,17 @@ def test_many_threads_share_one_store(tmp_path: Path) -> None:
         thread.join()
     assert failures == []
     assert len(list((tmp_path / "images").iterdir())) == 8
+
+
+def test_the_view_of_what_was_compared_with_itself_holds_each_image_once() -> None:
+    view = root_view(picture())
+    for _ in range(6):
+        view = beside(view.crop(Box(0, 0, 12, 9)), view.crop(Box(6, 0, view.width, 9)))
+    store = ImageStore()
+    seen = store.view(store.add(view))
+    assert same(seen.pixels, view.pixels)
+    for _ in range(6):
+        left, right = seen.parents
+        assert left.parents[0] is right.parents[0]
+        seen = left.parents[0]
+    assert seen.ref.is_root

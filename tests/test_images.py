@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,16 @@ from PIL import Image
 from saccade.errors import ToolError
 from saccade.geometry import Affine, Box, Point
 from saccade.image_store import ImageStore
-from saccade.images import MAX_OUTPUT_PIXELS, OPERATIONS, ImageView, Operation, beside, root_view
-from saccade.types import ImageRef
+from saccade.images import (
+    MAX_OUTPUT_PIXELS,
+    OPERATIONS,
+    ImageView,
+    Operation,
+    again,
+    beside,
+    root_view,
+)
+from saccade.types import MAX_ANCESTORS, MAX_STEPS, ImageRef, LineageError
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -302,3 +311,87 @@ def test_a_root_does_not_change_with_the_picture_that_it_was_made_from() -> None
     view = root_view(image)
     image.paste((0, 0, 0), (0, 0, 40, 30))
     assert same(view.pixels, picture())
+
+
+# --- long lineages --------------------------------------------------------------------------------
+
+
+def compared(view: ImageView, times: int) -> ImageView:
+    """The image beside itself, and that beside itself, and so on."""
+    for _ in range(times):
+        view = beside(view.crop(Box(0, 0, 12, 9)), view.crop(Box(6, 0, view.width, 9)))
+    return view
+
+
+def test_what_is_on_both_sides_of_a_comparison_is_in_its_lineage_once() -> None:
+    a, b = root_view(picture()), root_view(picture(seed=1))
+    view = beside(compared(a, 4), b)
+    lineage = view.ref.lineage()
+    assert [ref.key for ref in lineage[:1]] == [a.ref.key]
+    assert lineage[-1] is view.ref
+    assert len(lineage) == len({ref.key for ref in lineage}) == 1 + 3 * 4 + 2
+    for number, ref in enumerate(lineage):
+        assert {part.parent.key for part in ref.parts} <= {r.key for r in lineage[:number]}
+    assert view.ref.roots() == (a.ref, b.ref)
+    assert view.originals() == (a, b)
+    assert (view.ref.steps, view.ref.ancestors) == (9, 2 + 60)
+
+
+def test_no_image_is_more_steps_from_its_originals_than_may_be() -> None:
+    view = root_view(picture())
+    for _ in range(MAX_STEPS):
+        view = view.enhance("invert")
+    assert view.ref.steps == view.ref.ancestors == MAX_STEPS
+    assert same(view.pixels, picture())
+    with pytest.raises(ToolError, match=r"64 steps from its originals .* would be 65") as error:
+        view.enhance("invert")
+    assert is_one_sentence(error)
+
+
+def test_no_image_is_made_of_more_images_than_may_be() -> None:
+    """Beside itself 18 times over, an image of 8 x 4 pixels took seconds, and 30 times for ever."""
+    view = root_view(picture())
+    with pytest.raises(ToolError, match=f"of {MAX_ANCESTORS} others at most.* of 508") as error:
+        compared(view, 30)
+    assert is_one_sentence(error)
+    most = compared(view, 6)
+    assert most.ref.ancestors == 252
+    assert len(most.ref.to_roots()) <= 64
+    assert len(repr(most.ref)) < 200_000
+    assert most.ref == compared(root_view(picture()), 6).ref
+
+
+def test_a_recipe_that_is_followed_on_a_long_lineage_is_refused_as_well() -> None:
+    """What ran elsewhere, on pictures without lineage, is put where the caller's images are."""
+    there = compared(root_view(picture()), 6)
+    assert again(there.ref.parts[0].parent, there.parents[0].parents).ref.steps == 11
+    with pytest.raises(ToolError, match="work on an earlier image"):
+        again(there.ref, (there, there))
+
+
+def test_a_record_of_a_longer_lineage_is_none() -> None:
+    view = root_view(picture())
+    for _ in range(MAX_STEPS):
+        view = view.enhance("invert")
+    part = view.ref.parts[0]
+    with pytest.raises(LineageError, match="would be 65 steps"):
+        ImageRef("a" * 64, 40, 30, (replace(part, parent=view.ref),), view.ref.derivation)
+
+
+def test_a_box_that_float_noise_makes_too_wide_ends_where_its_part_ends() -> None:
+    """The other part had a piece of it 4e-16 pixels wide, which was none where it came from."""
+    root = root_view(picture(1000, 1000))
+    view = beside(root.crop(Box(700, 700, 703, 703)), root.crop(Box(800, 800, 803, 803)))
+    ((_, polygon),) = view.ref.to_roots(Box(0, 0, 3.0000000000000004, 3))
+    assert polygon.bounds == Box(700, 700, 703, 703)
+
+
+def test_a_zoom_of_a_zoom_of_a_pixel_lies_on_the_original_as_long_as_floats_can_tell() -> None:
+    view = root_view(picture(1000, 1000))
+    sizes = []
+    for _ in range(6):
+        view = view.crop(Box(500, 500, 501, 501)).resize(1000, 1000)
+        sizes.append([polygon.bounds.width for _, polygon in view.ref.to_roots()])
+    assert sizes[0] == [1]
+    assert sizes[1] == [pytest.approx(1e-3)]
+    assert sizes[2:] == [[]] * 4

@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
+from typing import Annotated, Any
 
 import httpx2
 import mcp_types as types
@@ -22,14 +22,16 @@ from mcp.client.streamable_http import streamable_http_client
 from PIL import Image
 
 from saccade.config import Recipe
+from saccade.errors import ToolError
 from saccade.geometry import Box
 from saccade.images import ImageView, root_view
-from saccade.tools import builtin_tools
+from saccade.tools import builtin_tools, tool
 from saccade.tools.running import InThreads
 from saccade.toolserver import serving
 from saccade.toolserver.controller import Controller
 from saccade.toolserver.guests import Guests
 from saccade.toolserver.mcp_service import MOST_BYTES, mcp_server
+from saccade.types import Text
 
 LIGHT = [t for t in builtin_tools().values() if not t.needs and not t.is_answer]
 
@@ -76,15 +78,15 @@ def test_the_official_client_lists_and_calls_every_tool() -> None:
         async with Client(server()) as client:
             listed = (await client.list_tools()).tools
             assert {t.name for t in listed} == {t.name for t in LIGHT} == set(EXAMPLES)
-            for tool in listed:
-                image = tool.input_schema["properties"]["image"]
+            for found in listed:
+                image = found.input_schema["properties"]["image"]
                 assert "data URI" in image["description"]
-                arguments = {"image": uri(noise()), **EXAMPLES[tool.name]}
+                arguments = {"image": uri(noise()), **EXAMPLES[found.name]}
                 if arguments.get("other") == "IMAGE":
                     arguments["other"] = uri(noise(1))
-                result = await client.call_tool(tool.name, arguments)
+                result = await client.call_tool(found.name, arguments)
                 assert not result.is_error, texts(result)
-                assert bool(pictures(result)) == (tool.name != "measure")
+                assert bool(pictures(result)) == (found.name != "measure")
 
     asyncio.run(play())
 
@@ -126,6 +128,41 @@ def test_mistakes_come_back_as_one_sentence(
             result = await client.call_tool(name, arguments)
             assert result.is_error
             assert words in " ".join(texts(result))
+
+    asyncio.run(play())
+
+
+@tool
+def collage(
+    images: Annotated[list[ImageView], "what to count"],
+) -> str:
+    """Count images."""
+    return f"{len(images)} images"
+
+
+def test_a_list_of_more_images_than_may_be_is_refused_and_not_cut() -> None:
+    guests = Guests([collage], runner=Controller(InThreads()))
+
+    async def play() -> None:
+        async with Client(mcp_server(guests)) as client:
+            most = await client.call_tool("collage", {"images": [uri(noise())] * 16})
+            assert texts(most) == ["16 images"]
+            more = await client.call_tool("collage", {"images": [uri(noise())] * 17})
+            assert more.is_error
+            assert texts(more) == [
+                "17 images in one argument are above the limit of 16: give fewer."
+            ]
+            deep: Any = uri(noise())
+            for _ in range(50):
+                deep = [deep]
+            nested = await client.call_tool("collage", {"images": deep})
+            assert nested.is_error
+            assert "over 8 levels deep" in " ".join(texts(nested))
+        name, _ = await guests.take(base64.b64decode(uri(noise()).partition(",")[2]))
+        result = await guests.call("collage", {"images": [name] * 100})
+        assert result.parts == (Text("100 images"),)
+        with pytest.raises(ToolError, match="images lists 101 images, above the limit of 100"):
+            await guests.call("collage", {"images": [name] * 101})
 
     asyncio.run(play())
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -25,7 +25,8 @@ from saccade.images import ImageView, root_view
 from saccade.rollout import Limits, Setup, run_episode
 from saccade.tools import ToolBox
 from saccade.tools.running import Returned
-from saccade.toolserver.mcp_tools import McpTools
+from saccade.toolserver import mcp_tools
+from saccade.toolserver.mcp_tools import MOST_CHARACTERS, MOST_SAID, McpTools
 from saccade.toolserver.serving import served
 from saccade.types import Sample, StopReason, Text
 
@@ -76,6 +77,87 @@ def test_what_the_server_refuses_is_shown_to_the_model(foreign: McpTools) -> Non
         run(foreign, "broken", photo=noise())
 
 
+def test_a_long_error_is_cut_with_a_note(foreign: McpTools) -> None:
+    """One of 200,000 characters became an observation as long."""
+    with pytest.raises(ToolError) as error:
+        run(foreign, "shout", count=200_000)
+    said = str(error.value)
+    assert len(said) < MOST_SAID + 50
+    assert "zzz ... (cut: " in said
+    cut = int(said.partition("(cut: ")[2].partition(" ")[0])
+    assert said.index(" ... (cut") + cut > 200_000
+    with pytest.raises(ToolError, match=r"zzz$"):
+        run(foreign, "shout", count=500)
+
+
+@pytest.mark.parametrize(
+    ("asked", "texts", "pictures", "note"),
+    [
+        ((8, 2, 9), 2, 8, None),
+        ((300, 1, 9), 1, 8, "292 more pictures were left out: ask for less."),
+        ((0, 2_000, 9), 60, 0, "1940 more texts were left out: ask for less."),
+        ((9, 61, 9), 60, 8, "1 more texts and 1 more pictures were left out: ask for less."),
+        ((1, 3, 15_000), 2, 1, "1 more texts were left out: ask for less."),
+    ],
+)
+def test_of_a_long_answer_the_first_is_taken_and_the_rest_is_counted(
+    foreign: McpTools,
+    asked: tuple[int, int, int],
+    texts: int,
+    pictures: int,
+    note: str | None,
+) -> None:
+    """One of 300 pictures put 300 images into an episode in one turn."""
+    parts = run(foreign, "album", pictures=asked[0], texts=asked[1], letters=asked[2])
+    if note is not None:
+        assert parts.pop() == Text(note)
+    assert [isinstance(p, Text) for p in parts] == [True] * texts + [False] * pictures
+    written = [p.text for p in parts if isinstance(p, Text)]
+    assert sum(len(text.partition(" ... (cut")[0]) for text in written) <= MOST_CHARACTERS
+
+
+def test_a_text_that_is_too_long_ends_with_how_much_was_cut(foreign: McpTools) -> None:
+    [text] = run(foreign, "album", pictures=0, texts=1, letters=200_000)
+    assert isinstance(text, Text)
+    assert text.text == "w" * MOST_CHARACTERS + " ... (cut: 180000 more characters)"
+
+
+def test_of_large_pictures_no_more_are_taken_than_one_image_may_be_large(
+    foreign: McpTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_tools, "MOST_PIXELS", 70)  # two of 6 x 5, and half a third
+    *pictures, note = run(foreign, "album", pictures=4, texts=0, letters=0)
+    assert [p.ref.width for p in pictures if isinstance(p, ImageView)] == [6, 6]
+    assert note == Text("2 more pictures were left out: ask for less.")
+
+
+def test_long_descriptions_are_cut_before_a_model_is_told(foreign: McpTools) -> None:
+    [tool] = foreign.tools(["wordy"])
+    assert len(tool.spec.description) < MOST_SAID + 50
+    assert tool.spec.description.endswith("more characters)")
+    assert len(tool.parameters[0].description) < MOST_SAID + 50
+
+
+def test_a_list_of_tools_that_never_ends_is_read_no_further_than_its_first_pages() -> None:
+    made = McpTools({"endless": DARKROOM})
+    pages = 0
+
+    class Page(NamedTuple):
+        tools: list[Any]
+        next_cursor: str
+
+    async def page(what: str, ask: Any) -> Page:
+        nonlocal pages
+        pages += 1
+        return Page([], "more")
+
+    made._servers["endless"]._asked = page  # type: ignore[method-assign]
+    with pytest.raises(RecipeError, match="No MCP server offers 'fly'"):
+        made.tools(["fly"])
+    assert pages == 100
+    made.close()
+
+
 def test_a_late_answer_is_not_waited_for_and_the_next_call_is_served(foreign: McpTools) -> None:
     began = time.monotonic()
     with pytest.raises(ToolUnavailable, match=r"sleepy missed its deadline of 0\.3 s"):
@@ -93,7 +175,9 @@ def test_a_server_that_dies_is_our_failure_and_is_started_again(foreign: McpTool
 def test_a_tool_that_is_offered_by_none_or_can_not_be_written_is_refused(
     foreign: McpTools,
 ) -> None:
-    with pytest.raises(RecipeError, match=r"No MCP server offers 'fly'\. They offer: broken, die"):
+    with pytest.raises(
+        RecipeError, match=r"No MCP server offers 'fly'\. They offer: album, broken, die"
+    ):
         foreign.tools(["fly"])
     with pytest.raises(RecipeError, match="'nested' needs 'settings', which is of a kind"):
         foreign.tools(["nested"])

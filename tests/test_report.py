@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -20,12 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from saccade.episode_json import episode_to_json
+from saccade.episode_json import episode_from_json, episode_to_json
 from saccade.errors import DataError, ImageError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import beside, root_view
 from saccade.report import write_report
+from saccade.rewards.builtin import looked_at_evidence
 from saccade.run_folder import RunFolder
 from saccade.types import (
     Answer,
@@ -114,6 +117,30 @@ def _episode(
     return Episode(
         sample, turns=(*turns, last), stop=StopReason.ANSWERED, score=Score(score, "terminal")
     )
+
+
+def test_looks_nested_as_deep_as_may_be_are_scored_stored_and_shown_in_no_time() -> None:
+    """Regions on the original double with each comparison of a view with itself."""
+    store = ImageStore()
+    view, results = root_view(_picture()), []
+    call = ToolCall("1", "compare", {"image": "img_1"})
+    while view.ref.ancestors < 120:
+        view = view.rotate(7.0)
+        across, down = view.width, view.height
+        left = view.crop(Box(0.1 * across, 0.1 * down, 0.7 * across, 0.9 * down))
+        right = view.crop(Box(0.3 * across, 0.1 * down, 0.9 * across, 0.9 * down))
+        view = beside(left, right).resize(400, 300)
+        results.append(ToolResult(call, (ImageShown(store.add(view), f"img_{len(results) + 2}"),)))
+    turn = TurnRecord(Parsed("I compare.", (call,)), tuple(results))
+    episode = _episode(store, turn, evidence=(Box(100, 100, 200, 200),))
+    began = time.process_time()
+    assert 40 < len(episode.gaze) < 256
+    assert looked_at_evidence(episode, episode.sample) is not None
+    line = json.dumps(episode_to_json(episode))
+    assert episode_from_json(json.loads(line)) == episode
+    assert len(line) < 100_000
+    assert "img_2" in episode_html(episode, store)
+    assert time.process_time() - began < 5
 
 
 # --- the picture of the gaze ----------------------------------------------------------------------

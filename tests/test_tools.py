@@ -26,7 +26,8 @@ from saccade.dialects import DIALECTS, dialect
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Frame, Mask, Point
 from saccade.image_store import ImageStore
-from saccade.images import ImageView, root_view
+from saccade.images import ImageView, beside, root_view
+from saccade.observing import blackened
 from saccade.tools import (
     Between,
     On,
@@ -43,6 +44,7 @@ from saccade.tools import (
     tool,
     zoom,
 )
+from saccade.tools.running import _work
 from saccade.tools.toolbox import MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES
 from saccade.types import (
     BadCall,
@@ -775,6 +777,34 @@ def test_arguments_just_below_the_limits_are_still_read() -> None:
     )
     assert sentence(first) == f"No image named {'x' * 40!r}.... Available: img_1."
     assert sentence(second).endswith("got [0, 0, 0, 0, 0, 0, ...].")
+
+
+def test_a_result_far_from_its_originals_is_refused_while_the_last_one_can_still_be_shown() -> None:
+    """Smaller, or black and smaller: what shows a result makes another image of it."""
+    box, images = box_of(*BUILTIN), {"img_1": VIEW.ref}
+    for _ in range(60):
+        (result,) = call_all(box, call("enhance", image="img_1", how="invert"), images=images)
+        images = {"img_1": result.parts[0].image}  # type: ignore[union-attr]
+    assert images["img_1"].steps == 60
+    black = blackened(result, store=STORE).parts[0]
+    assert isinstance(black, ImageShown)
+    assert STORE.view(black.image).resize(9, 9).pixels.size == (9, 9)
+    (result,) = call_all(box, call("enhance", image="img_1", how="invert"), images=images)
+    assert sentence(result) == (
+        "enhance would make an image that is 61 steps from its originals and made of 61 others; "
+        "at most 60 and 252 are allowed: call it on an earlier image."
+    )
+    (text,) = call_all(
+        box, call("measure", image="img_1", start=[0, 0], end=[300, 400]), images=images
+    )
+    assert not text.failed
+
+
+def test_what_small_work_is_counts_each_image_once() -> None:
+    view = VIEW
+    for _ in range(6):
+        view = beside(view.crop(Box(0, 0, 30, 20)), view.crop(Box(9, 0, 39, 20)))
+    assert _work(view.ref) == WIDTH * HEIGHT / 10 + 6 * 4 * 30 * 20
 
 
 def test_a_long_tool_name_and_many_images_stay_one_short_sentence() -> None:

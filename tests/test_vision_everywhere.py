@@ -144,22 +144,47 @@ def test_tools_that_look_see_the_same_in_a_thread_in_a_worker_and_behind_a_servi
         assert len(here) >= 2
 
 
-def test_tools_that_look_answer_mcp_clients_with_pictures(ready: dict[str, Any]) -> None:
-    async def ask() -> Any:
-        file = BytesIO()
-        CHART.pixels.save(file, "PNG")
-        shown = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-        async with Client(
-            mcp_server(Guests(list(ready.values()), runner=Controller(InThreads(LOOKING))))
-        ) as client:
-            listed = (await client.list_tools()).tools
-            found = await client.call_tool("detect", {"image": shown, "query": "blue bar"})
-            return {t.name for t in listed}, found
+def test_the_official_mcp_client_lists_and_calls_every_tool_that_looks(
+    ready: dict[str, Any],
+) -> None:
+    """Each with what it finds in the chart, as words and as a picture."""
+    words = {
+        "detect": "blue bar [",
+        "point": "bar [",
+        "segment": "% of the image",
+        "segment_around_point": "% of the image",
+        "ocr": "Harvest [",
+        "zoom_subplot": "img_",
+        "read_axis": "y =",
+    }
+    file = BytesIO()
+    CHART.pixels.save(file, "PNG")
+    shown = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
-    names, found = asyncio.run(ask())
-    assert names == {*LOOKING, "crop"}
-    assert not found.is_error
-    assert {c.type for c in found.content} == {"text", "image"}
+    async def ask() -> tuple[set[str], dict[str, Any]]:
+        guests = Guests(list(ready.values()), runner=Controller(InThreads(LOOKING)))
+        async with Client(mcp_server(guests)) as client:
+            listed = {t.name for t in (await client.list_tools()).tools}
+            asked = {
+                **NEEDED,
+                "detect": {"query": "blue bar"},
+                "ocr": {},
+                "zoom_subplot": {"box": [100, 100, 400, 300]},
+            }
+            return listed, {
+                name: await client.call_tool(name, {"image": shown, **arguments})
+                for name, arguments in asked.items()
+            }
+
+    listed, found = asyncio.run(ask())
+    assert listed == {*LOOKING, "crop"}
+    assert set(found) == set(words) == set(LOOKING)
+    for name, result in found.items():
+        said = " ".join(c.text for c in result.content if c.type == "text")
+        assert not result.is_error, (name, said)
+        assert words[name] in said, (name, said)
+        [picture] = [c for c in result.content if c.type == "image"]
+        assert Image.open(BytesIO(base64.b64decode(picture.data))).width > 100
 
 
 # --- what strangers may send ----------------------------------------------------------------------

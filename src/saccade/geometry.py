@@ -139,6 +139,13 @@ def _half_plane(
     return kept
 
 
+def _area(points: list[tuple[float, float]]) -> float:
+    """Of a polygon; from its first corner, since far from the origin the formula loses digits."""
+    x, y = points[0]
+    moved = [(p[0] - x, p[1] - y) for p in points]
+    return abs(sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(moved))) / 2
+
+
 @dataclass(frozen=True, slots=True)
 class Polygon:
     """A simple polygon in pixels of one image: what a box becomes under a rotation."""
@@ -154,10 +161,7 @@ class Polygon:
     @property
     def area(self) -> float:
         """Shoelace formula, without sign."""
-        total = 0.0
-        for a, b in zip(self.points, self.points[1:] + self.points[:1], strict=True):
-            total += a.x * b.y - b.x * a.y
-        return abs(total) / 2
+        return _area([(p.x, p.y) for p in self.points])
 
     @property
     def bounds(self) -> Box:
@@ -178,13 +182,8 @@ class Polygon:
             (1, window.y1, -1),
         ):
             points = _half_plane(points, axis, limit, sign)
-        area = abs(
-            sum(
-                a[0] * b[1] - b[0] * a[1]
-                for a, b in zip(points, points[1:] + points[:1], strict=True)
-            )
-        )
-        return Polygon(tuple(Point(x, y) for x, y in points)) if area > SLIVER else None
+        is_left = bool(points) and _area(points) > SLIVER
+        return Polygon(tuple(Point(x, y) for x, y in points)) if is_left else None
 
     @property
     def is_box(self) -> bool:

@@ -15,6 +15,7 @@ import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -47,13 +48,7 @@ class ImageStore:
 
     def add(self, view: ImageView) -> ImageRef:
         """Keep an image, and the roots that it is made from. Computes and hashes nothing."""
-        pending, seen = [view], set()
-        while pending:
-            one = pending.pop()
-            if one.ref.key in seen:
-                continue
-            seen.add(one.ref.key)
-            pending += one.parents
+        for one in view.originals():
             if one.ref.is_root and not self._has_root(one.ref):
                 self._remember(one.ref, one.pixels, keep=True)
         if view.made is not None:
@@ -62,18 +57,17 @@ class ImageStore:
 
     def view(self, ref: ImageRef) -> ImageView:
         """A view that makes or reads its pixels when asked. Raises ImageError without its roots."""
-        for root in ref.roots():
-            if not self._has_root(root):
+        views: dict[str, ImageView] = {}
+        for one in ref.lineage():
+            if one.is_root and not self._has_root(one):
                 where = f"nor in {self._folder / 'images'}" if self._folder else "without a folder"
                 raise ImageError(
-                    f"Image {root.key[:12]} is not in this store, {where}; add it, or open the "
+                    f"Image {one.key[:12]} is not in this store, {where}; add it, or open the "
                     "store on the run folder that holds it."
                 )
-        return self._view(ref)
-
-    def _view(self, ref: ImageRef) -> ImageView:
-        parents = tuple(self._view(part.parent) for part in ref.parts)
-        return ImageView(ref, parents, _source=lambda: self._pixels(ref))
+            parents = tuple(views[part.parent.key] for part in one.parts)
+            views[one.key] = ImageView(one, parents, _source=partial(self._pixels, one))
+        return views[ref.key]
 
     def save(self, refs: Iterable[ImageRef], folder: Path) -> None:
         """Write the roots of these images to `folder/images/<key>.png`, lossless, each once.

@@ -23,7 +23,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageOps
 from saccade.errors import ImageError, ToolError
 from saccade.geometry import Affine, Box, Mask, Point
 from saccade.picture_files import to_rgb
-from saccade.types import Derivation, ImagePart, ImageRef
+from saccade.types import Derivation, ImagePart, ImageRef, LineageError
 
 __all__ = [
     "MAX_OUTPUT_PIXELS",
@@ -284,6 +284,20 @@ class ImageView:
         """The pixels where they are at hand without any work."""
         return self._source.ready if isinstance(self._source, _Once) else None
 
+    def originals(self) -> tuple[ImageView, ...]:
+        """The views that it is made from and that are made from none, each once, in order."""
+        found: dict[str, ImageView] = {}
+        pending, seen = [self], {self.ref.key}
+        while pending:
+            view = pending.pop()
+            if not view.parents:
+                found[view.ref.key] = view
+            for parent in reversed(view.parents):
+                if parent.ref.key not in seen:
+                    seen.add(parent.ref.key)
+                    pending.append(parent)
+        return tuple(found.values())
+
     @property
     def width(self) -> int:
         return self.ref.width
@@ -421,17 +435,31 @@ def beside(a: ImageView, b: ImageView) -> ImageView:
 
 
 def again(ref: ImageRef, parents: tuple[ImageView, ...]) -> ImageView:
-    """A derived image, made in the same way of other parents, one for each of its parts."""
+    """A derived image, made in the same way of other parents, one for each of its parts.
+
+    Raises ToolError where that makes its lineage too long.
+    """
     assert ref.derivation is not None
     parts = tuple(
         ImagePart(parent.ref, part.area, part.to_parent)
         for parent, part in zip(parents, ref.parts, strict=True)
     )
     key = _derived_key((p.ref.key for p in parents), ref.derivation)
-    return _made(ImageRef(key, ref.width, ref.height, parts, ref.derivation), parents)
+    return _made(parents, key, ref.width, ref.height, parts, ref.derivation)
 
 
-def _made(ref: ImageRef, parents: tuple[ImageView, ...]) -> ImageView:
+def _made(
+    parents: tuple[ImageView, ...],
+    key: str,
+    width: int,
+    height: int,
+    parts: tuple[ImagePart, ...],
+    derivation: Derivation,
+) -> ImageView:
+    try:
+        ref = ImageRef(key, width, height, parts, derivation)
+    except LineageError as error:
+        raise ToolError(str(error)) from None
     make = _Once(lambda: derived_pixels(ref, tuple(p.pixels for p in parents)))
     return ImageView(ref, parents, _source=make)
 
@@ -472,7 +500,7 @@ def _derive(
         for parent, to_parent in zip(parents, to_parents, strict=True)
     )
     key = _derived_key((p.ref.key for p in parents), derivation)
-    return _made(ImageRef(key, width, height, parts, derivation), parents)
+    return _made(parents, key, width, height, parts, derivation)
 
 
 def _area(parent: ImageView, to_parent: Affine, whole: Box, parents: int) -> Box:

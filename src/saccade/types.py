@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Literal, NamedTuple
 
-from saccade.geometry import Affine, Box, Mask, Point, Polygon
+from saccade.geometry import SLIVER, Affine, Box, Mask, Point, Polygon
 
 __all__ = [
+    "MAX_ANCESTORS",
+    "MAX_STEPS",
     "TRAINED_ORIGINS",
     "Answer",
     "BadBox",
@@ -28,6 +30,7 @@ __all__ = [
     "ImagePart",
     "ImageRef",
     "ImageShown",
+    "LineageError",
     "MaskFound",
     "Message",
     "Origin",
@@ -50,6 +53,17 @@ __all__ = [
 
 
 # --- images ---------------------------------------------------------------------------------------
+
+MAX_STEPS = 64
+"""Steps from an image to the original that is farthest."""
+MAX_ANCESTORS = 256
+"""Images that one image is made of, on all ways: what is on both sides of a comparison counts
+twice, since what is shown of it is in two places.
+"""
+
+
+class LineageError(ValueError):
+    """An image that would be made in more steps, or of more images, than any may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +91,11 @@ class ImagePart:
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """An image by content: a root (no parts) or derived from parents by invertible maps."""
+    """An image by content: a root (no parts) or derived from parents by invertible maps.
+
+    Raises LineageError beyond MAX_STEPS and MAX_ANCESTORS, so whoever follows every way to the
+    originals makes few steps, and has few regions on them.
+    """
 
     key: str
     """sha256 of a root's pixels; of (parents, operation, arguments, version) for a derived
@@ -87,12 +105,28 @@ class ImageRef:
     height: int
     parts: tuple[ImagePart, ...] = ()
     derivation: Derivation | None = None
+    steps: int = field(init=False, repr=False, compare=False)
+    """As MAX_STEPS counts; 0 of an original."""
+    ancestors: int = field(init=False, repr=False, compare=False)
+    """As MAX_ANCESTORS counts; 0 of an original."""
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.height < 1:
             raise ValueError(f"ImageRef needs a positive size, got {self.width} x {self.height}.")
         if bool(self.parts) != (self.derivation is not None):
             raise ValueError("ImageRef needs parts and a derivation, or neither.")
+        steps = ancestors = 0
+        for part in self.parts:
+            steps = max(steps, part.parent.steps + 1)
+            ancestors += part.parent.ancestors + 1
+        if steps > MAX_STEPS or ancestors > MAX_ANCESTORS:
+            raise LineageError(
+                f"An image may be {MAX_STEPS} steps from its originals and made of {MAX_ANCESTORS} "
+                f"others at most, this one would be {steps} steps from them and made of "
+                f"{ancestors}; work on an earlier image."
+            )
+        object.__setattr__(self, "steps", steps)
+        object.__setattr__(self, "ancestors", ancestors)
 
     @property
     def is_root(self) -> bool:
@@ -103,22 +137,30 @@ class ImageRef:
         """The whole image."""
         return Box(0, 0, self.width, self.height)
 
+    def lineage(self) -> tuple[ImageRef, ...]:
+        """All that it is made of and itself, each once, parents before what is made of them."""
+        found: dict[str, ImageRef] = {}
+        pending = [self]
+        while pending:
+            ref = pending[-1]
+            missing = [p.parent for p in ref.parts if p.parent.key not in found]
+            if missing and ref.key not in found:
+                pending += reversed(missing)
+            else:
+                found.setdefault(ref.key, pending.pop())
+        return tuple(found.values())
+
     def roots(self) -> tuple[ImageRef, ...]:
         """The originals that it comes from, each once, in order."""
-        if self.is_root:
-            return (self,)
-        found: dict[str, ImageRef] = {}
-        for part in self.parts:
-            for root in part.parent.roots():
-                found.setdefault(root.key, root)
-        return tuple(found.values())
+        return tuple(ref for ref in self.lineage() if ref.is_root)
 
     def to_roots(self, shape: Box | Point | None = None) -> tuple[tuple[ImageRef, Polygon], ...]:
         """Where a box (default: the whole image) lies on the originals: one polygon for each part
         it touches.
 
         Polygons are clipped to every part they pass through and to the originals, so a box over
-        both halves of a comparison gives two, and the white corners of a rotated view give nothing.
+        both halves of a comparison gives two, and the white corners of a rotated view give nothing;
+        nor does what is too small there for floats to tell its corners apart.
         """
         if isinstance(shape, Point):
             shape = Box(shape.x - 0.5, shape.y - 0.5, shape.x + 0.5, shape.y + 0.5)
@@ -133,11 +175,21 @@ class ImageRef:
             yield self, inside
         for part in self.parts:
             piece = inside.clip(part.area)
-            if piece is not None:
-                yield from part.parent._to_roots(part.to_parent.polygon(piece))
+            there = None if piece is None else _mapped(piece, part.to_parent)
+            if there is not None:
+                yield from part.parent._to_roots(there)
 
     def __hash__(self) -> int:
         return hash(self.key)  # the generated one would walk every ancestor, for each path to it
+
+
+def _mapped(piece: Polygon, to_parent: Affine) -> Polygon | None:
+    """The piece in its parent; None where a zoom of a zoom of a pixel is rounded to nothing."""
+    try:
+        there = to_parent.polygon(piece)
+        return there if there.bounds.area > SLIVER else None
+    except ValueError:
+        return None
 
 
 # --- content of messages --------------------------------------------------------------------------

@@ -104,8 +104,8 @@ def _work(ref: ImageRef) -> float:
     """Pixels that may have to be made for an image: its own, and those of all it derives from; of
     originals, which are read, a tenth.
     """
-    own = ref.width * ref.height
-    return own / 10 if ref.is_root else own + sum(_work(part.parent) for part in ref.parts)
+    pixels = ((one.is_root, one.width * one.height) for one in ref.lineage())
+    return sum(own / 10 if is_root else own for is_root, own in pixels)
 
 
 def missed_deadline(name: str, deadline_s: float) -> ToolUnavailable:

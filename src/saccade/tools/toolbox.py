@@ -29,6 +29,8 @@ from saccade.tools.running import InThreads, Runner
 from saccade.tools.spec import PLACES, Parameter, Tool
 from saccade.tools.terminate import terminate
 from saccade.types import (
+    MAX_ANCESTORS,
+    MAX_STEPS,
     BadCall,
     BoxNamed,
     ImageRef,
@@ -50,6 +52,8 @@ MAX_CHARACTERS = 20_000
 """Characters of all text inside the arguments of one call."""
 LARGEST_INTEGER = 2**53
 """Beyond it JSON numbers are not the same everywhere."""
+SHOWN_IN = 4
+"""Steps that are left to those who show a result smaller, or black."""
 LEAST_SIDE = 1 - 1e-6
 """Of a box, in pixels of its image: one pixel, give or take float noise of the frame."""
 
@@ -230,6 +234,9 @@ class ToolBox:
         """What a checked call gives; images that it made are in the store."""
         arguments = {name: self._seen(value) for name, value in bound.arguments.items()}
         parts = await self.runner.run(tool, arguments, deadline_s=self.deadline_s)
+        for part in parts:
+            if isinstance(part, ImageView):
+                _check_lineage(tool, part.ref)
         return tuple(self.store.add(p) if isinstance(p, ImageView) else p for p in parts)
 
     def _seen(self, value: Any) -> Any:
@@ -417,6 +424,17 @@ def _plain(p: Parameter, written: Any) -> Any:
     if p.kind == "number":
         return float(written)
     return int(written) if p.kind == "integer" else written
+
+
+def _check_lineage(tool: Tool, ref: ImageRef) -> None:
+    """Raises ToolError for a result that is almost as far from its originals as any may be."""
+    steps, others = MAX_STEPS - SHOWN_IN, MAX_ANCESTORS - SHOWN_IN
+    if ref.steps > steps or ref.ancestors > others:
+        raise ToolError(
+            f"{tool.name} would make an image that is {ref.steps} steps from its originals and "
+            f"made of {ref.ancestors} others; at most {steps} and {others} are allowed: call it on "
+            "an earlier image."
+        )
 
 
 # --- names and threads ----------------------------------------------------------------------------

@@ -32,6 +32,10 @@ from saccade.types import ImageRef, ImageShown, ToolCall, ToolResult, ToolSpec
 __all__ = ["GuestLimits", "Guests", "NotHeld"]
 
 
+MOST_LISTED = 100
+"""Images in one argument of a call."""
+
+
 class NotHeld(ToolError):
     """An image that is named is not here, or not any more."""
 
@@ -67,6 +71,7 @@ class Guests:
         )
         self._lock = threading.Lock()
         self._images: OrderedDict[str, ImageRef] = OrderedDict()
+        self._made_of: dict[str, set[str]] = {}  # key of a root: names of it, and of what is held
         self._reading = asyncio.Semaphore(1)
 
     @property
@@ -107,7 +112,8 @@ class Guests:
     async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
         """What one call gave, new images under the names by which they are held from now on.
 
-        Raises NotHeld, and ToolUnavailable or ToolCrashed as a tool box does.
+        Raises NotHeld, ToolError for lists of too many images, and ToolUnavailable or ToolCrashed
+        as a tool box does.
         """
         call = ToolCall("call", name, arguments)
         images = {n: self._held(n) for n in self._named(name, arguments)}
@@ -123,7 +129,12 @@ class Guests:
         aliases = {a: t.name for t in self._box.tools for a in t.aliases}
         for parameter in self.image_arguments(aliases.get(name, name)):
             value = arguments.get(parameter)
-            names = value[:100] if isinstance(value, list) else [value]
+            names = value if isinstance(value, list) else [value]
+            if len(names) > MOST_LISTED:
+                raise ToolError(
+                    f"{parameter} lists {len(names)} images, above the limit of {MOST_LISTED}: "
+                    "give fewer."
+                )
             yield from (n for n in names if isinstance(n, str))
 
     def _held(self, name: str) -> ImageRef:
@@ -146,6 +157,8 @@ class Guests:
                 name = f"img_{one.key[:16]}"
                 self._images[name] = one
                 self._images.move_to_end(name)
+                for root in one.roots():
+                    self._made_of.setdefault(root.key, set()).add(name)
             held = sum(3 * r.width * r.height for r in self._images.values() if r.is_root)
             while len(self._images) > 1 and (
                 held > self.limits.held_bytes or len(self._images) > self.limits.held_images
@@ -155,12 +168,14 @@ class Guests:
 
     def _drop_oldest(self) -> int:
         """Bytes that are free after it; with a root go the images that were made from it."""
-        _, oldest = self._images.popitem(last=False)
+        name, oldest = next(iter(self._images.items()))
+        for gone in list(self._made_of[oldest.key]) if oldest.is_root else [name]:
+            for root in self._images.pop(gone).roots():
+                self._made_of[root.key].discard(gone)
         if not oldest.is_root:
             return 0
+        del self._made_of[oldest.key]
         self._store.forget([oldest])
-        for name in [n for n, r in self._images.items() if oldest in r.roots()]:
-            del self._images[name]
         return 3 * oldest.width * oldest.height
 
 

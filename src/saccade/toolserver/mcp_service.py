@@ -28,6 +28,8 @@ __all__ = ["mcp_server"]
 
 MOST_BYTES = 700_000
 """Of a picture as it is sent; some clients take no answer of more than a megabyte."""
+MOST_LISTED = 16
+"""Images in one argument of a call, each of which may be a picture to be read."""
 IMAGE_HELP = (
     ". Give a data URI (data:image/png;base64,...), or the name of an image that an earlier answer "
     "told; coordinates are pixels of it"
@@ -76,9 +78,19 @@ def _schema(schema: dict[str, Any], images: list[str]) -> dict[str, Any]:
 
 
 async def _held(guests: Guests, value: Any) -> Any:
-    """Names of images, those that come as data URIs being held from now on."""
-    if isinstance(value, list):
-        return [await _held(guests, one) for one in value[:16]]
+    """The name of an image, or of each in a list; those that come as data URIs are held from now
+    on.
+    """
+    if not isinstance(value, list):
+        return await _held_one(guests, value)
+    if len(value) > MOST_LISTED:
+        raise ToolError(
+            f"{len(value)} images in one argument are above the limit of {MOST_LISTED}: give fewer."
+        )
+    return [await _held_one(guests, one) for one in value]
+
+
+async def _held_one(guests: Guests, value: Any) -> Any:
     if not isinstance(value, str) or not value.startswith("data:"):
         return value
     head, comma, data = value.partition(",")

@@ -20,9 +20,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from PIL import Image
+
 from saccade.config import McpConfig
 from saccade.errors import ImageError, RecipeError, ToolCrashed, ToolError, ToolUnavailable
-from saccade.images import ImageView, root_view
+from saccade.images import MAX_OUTPUT_PIXELS, ImageView, root_view
 from saccade.picture_files import load_image
 from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Between, Kind, Parameter, Tool
@@ -34,7 +36,15 @@ __all__ = ["McpTools"]
 CONNECT_S = 30.0
 """For a server to start and to tell its tools."""
 MOST_CHARACTERS = 20_000
-"""Of text in an answer; the rest is cut, with a note."""
+"""Of text in an answer; what is beyond this and the next three is left out, with a note."""
+MOST_TEXTS = 60
+MOST_PICTURES = 8
+MOST_PIXELS = MAX_OUTPUT_PIXELS
+"""Of all pictures of an answer together."""
+MOST_SAID = 1_000
+"""Characters of an error, or of the description of a tool; the rest is cut, with a note."""
+MOST_PAGES = 100
+"""Of a server's list of tools."""
 _KINDS: dict[str, Kind] = {
     "string": "text",
     "number": "number",
@@ -96,7 +106,8 @@ class McpTools(Elsewhere):
         except TimeoutError:
             raise missed_deadline(tool.name, deadline_s) from None
         if result.is_error:
-            raise ToolError(" ".join(_texts(result)) or f"{tool.name} failed and did not say why.")
+            said = _cut(" ".join(_texts(result)), MOST_SAID)
+            raise ToolError(said or f"{tool.name} failed and did not say why.")
         return await asyncio.to_thread(_returned, tool.name, result)
 
 
@@ -112,12 +123,13 @@ class _Server:
 
     async def listed(self) -> list[Any]:
         found: list[Any] = []
-        cursor = ""
-        while cursor is not None and len(found) < 1_000:
-            ask = functools.partial(_page, cursor=cursor or None)
-            page = await self._asked("list_tools", ask)
+        cursor = None
+        for _ in range(MOST_PAGES):
+            page = await self._asked("list_tools", functools.partial(_page, cursor=cursor))
             found += page.tools
             cursor = page.next_cursor
+            if cursor is None or len(found) >= 1_000:
+                break
         return found
 
     async def called(self, name: str, arguments: dict[str, Any]) -> Any:
@@ -135,8 +147,9 @@ class _Server:
                 return await ask(client)
             except MCPError as error:
                 if error.code != CONNECTION_CLOSED:
-                    raise ToolCrashed(f"MCP server {self.name} on {what}: {error}.") from error
-                problem = str(error)
+                    said = _cut(str(error), MOST_SAID)
+                    raise ToolCrashed(f"MCP server {self.name} on {what}: {said}.") from error
+                problem = _cut(str(error), MOST_SAID)
             except (OSError, EOFError) as error:
                 problem = str(error) or type(error).__name__
             self._forget()
@@ -222,7 +235,7 @@ def _tool(found: Any, images: Sequence[str]) -> Tool:
         raise RecipeError(f"MCP tool {found.name!r} has no argument {unknown[0]!r} for a picture.")
     spec = ToolSpec(
         name=found.name,
-        description=(found.description or found.name).strip().split("\n", 1)[0],
+        description=_cut((found.description or found.name).strip().split("\n", 1)[0], MOST_SAID),
         schema={
             "type": "object",
             "properties": {p.name: p.schema for p in parameters},
@@ -253,7 +266,7 @@ def _parameter(
     return Parameter(
         name=name,
         kind=kind,
-        description=str(schema.get("description") or schema.get("title") or name),
+        description=_cut(str(schema.get("description") or schema.get("title") or name), MOST_SAID),
         many=many,
         required=required,
         choices=choices,
@@ -281,18 +294,41 @@ def _texts(result: Any) -> list[str]:
     return [content.text for content in result.content if content.type == "text"]
 
 
+def _cut(text: str, most: int) -> str:
+    """The text, or what there is room for of it, with a note."""
+    rest = len(text) - most
+    return text if rest <= 0 else f"{text[:most]} ... (cut: {rest} more characters)"
+
+
 def _returned(name: str, result: Any) -> list[Returned]:
+    """The answer in its order, as far as there is room for it; how much was left out is said."""
     parts: list[Returned] = []
-    room = MOST_CHARACTERS
+    texts, characters = MOST_TEXTS, MOST_CHARACTERS
+    pictures, pixels = MOST_PICTURES, MOST_PIXELS
+    more_texts = more_pictures = 0
     for content in result.content:
-        if content.type == "text":
-            text = content.text if len(content.text) <= room else content.text[:room] + " [cut]"
-            room = max(0, room - len(content.text))
-            parts.append(Text(text))
+        if content.type == "text" and texts and characters:
+            parts.append(Text(_cut(content.text, characters)))
+            texts, characters = texts - 1, max(0, characters - len(content.text))
+        elif content.type == "text":
+            more_texts += 1
+        elif content.type == "image" and pictures:
+            picture = _picture(name, content.data)
+            pictures, pixels = pictures - 1, pixels - picture.width * picture.height
+            if pixels >= 0:
+                parts.append(root_view(picture))
+            else:  # nor are the next ones read
+                pictures, more_pictures = 0, more_pictures + 1
         elif content.type == "image":
-            try:
-                picture = load_image(base64.b64decode(content.data, validate=True))
-            except (binascii.Error, ImageError) as error:
-                raise ToolCrashed(f"MCP tool {name} gave a picture that is none: {error}") from None
-            parts.append(root_view(picture))
+            more_pictures += 1
+    counts = ((more_texts, "texts"), (more_pictures, "pictures"))
+    if more := " and ".join(f"{count} more {kind}" for count, kind in counts if count):
+        parts.append(Text(f"{more} were left out: ask for less."))
     return parts or [Text(f"{name} found nothing.")]
+
+
+def _picture(name: str, data: str) -> Image.Image:
+    try:
+        return load_image(base64.b64decode(data, validate=True))
+    except (binascii.Error, ImageError) as error:
+        raise ToolCrashed(f"MCP tool {name} gave a picture that is none: {error}") from None

@@ -92,7 +92,8 @@ def parts_to_json(
     rows = []
     for part in parts:
         if isinstance(part, ImageView):
-            new |= {view.ref.key: view.pixels for view in _roots(part) if view.ref.key not in given}
+            made = (view for view in part.originals() if view.ref.key not in given)
+            new |= {view.ref.key: view.pixels for view in made}
             rows.append({"type": "view", "image": table.index(part.ref)})
         else:
             rows.append(part_to_json(part, table))
@@ -124,10 +125,3 @@ def parts_from_json(
 def _number(ref: ImageRef, rows: Sequence[Mapping[str, Any]]) -> int:
     """Where an image stands in the table: its key is there once."""
     return next(n for n, row in enumerate(rows) if row["key"] == ref.key)
-
-
-def _roots(view: ImageView) -> list[ImageView]:
-    """The views that it is made from and that are made from none."""
-    if not view.parents:
-        return [view]
-    return [root for parent in view.parents for root in _roots(parent)]
