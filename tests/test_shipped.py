@@ -34,13 +34,16 @@ def test_the_weights_say_which_recipes_made_them_and_these_are_the_shipped_ones(
         "seed": base.seed,
         "from": None,
     }
-    grounded = load_recipe(data_file(Path("tiny-grounded-base.yaml")))
-    assert told("saccade-tiny-grounded-base") == {
-        "stage": "pretrain",
-        "recipe": recipe_hash(grounded, stage="pretrain"),
-        "seed": grounded.seed,
-        "from": told("saccade-tiny-base"),
-    }
+    made = told("saccade-tiny-base")
+    for part in ("tiny-grounded-start.yaml", "tiny-grounded-base.yaml"):
+        grounded = load_recipe(data_file(Path(part)))
+        made = {
+            "stage": "pretrain",
+            "recipe": recipe_hash(grounded, stage="pretrain"),
+            "seed": grounded.seed,
+            "from": made,
+        }
+    assert told("saccade-tiny-grounded-base") == made
     cold = load_recipe(data_file(Path("charts-tiny.yaml")))
     assert told("saccade-tiny") == {
         "stage": "rl",
