@@ -125,6 +125,15 @@ def test_other_things_than_those_asked_for_lead_nowhere() -> None:
     assert chain_of(sample, [other, *right], write) == chain_of(sample, right, write)
 
 
+def test_one_thing_told_twice_leads_nowhere() -> None:
+    sample = next(s for s in samples("shapes_vsr") if s.kind == "touching")
+    right = named(sample, *(e.box for e in sample.evidence))
+    width = right[0].box.width
+    twice = replace(right[1], box=right[0].box.moved(0.02 * width, 0.0))
+    assert chain_of(sample, [right[0], twice], write) is None
+    assert chain_of(sample, [right[0], twice, right[1]], write) is not None
+
+
 def test_of_several_boxes_of_one_name_those_count_that_lead_to_the_answer() -> None:
     sided = [s for s in samples("shapes_vsr", 60) if s.kind == "left of" and s.answer == "true"]
     assert sided

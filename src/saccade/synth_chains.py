@@ -27,6 +27,7 @@ from saccade.geometry import iou
 from saccade.grounding import boxes_named
 from saccade.image_store import ImageStore
 from saccade.progress import progress
+from saccade.rewards.grounded import SAME
 from saccade.rollout import Failures, Setup, rollout
 from saccade.synth import Demonstration
 from saccade.types import Answer, BoxNamed, Episode, Parsed, Sample
@@ -237,6 +238,8 @@ def chain_of(
     first, second = ([b for b in named if b.phrase == name] for name in _names(sample))
     for pair in product(first, second):
         a, b = (n.box for n in pair)
+        if iou(a, b) >= SAME:
+            continue  # one thing told twice
         told = list(directions(a, b, clear=CLEAR * min(width, height)))
         if sample.kind in SIDES and (sample.kind in told) != (sample.answer == "true"):
             continue
