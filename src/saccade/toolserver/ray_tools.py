@@ -25,12 +25,12 @@ from PIL import Image
 
 from saccade import errors
 from saccade.config import BackendChoice, BackendKind
-from saccade.errors import ToolUnavailable
+from saccade.errors import SaccadeError, ToolUnavailable
 from saccade.images import ImageView
 from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver import in_child
-from saccade.toolserver.in_child import Answer
+from saccade.toolserver.in_child import Answer, Ready
 from saccade.toolserver.wire import parts_from_json, sent
 from saccade.toolserver.workers import WorkersHealth
 
@@ -55,11 +55,14 @@ class RayTools(Elsewhere):
         replicas: Mapping[str, int] | None = None,
         autoscale_to: Mapping[str, int] | None = None,
         gpus: Mapping[str, float] | None = None,
+        cpus: Mapping[str, int] | None = None,
         memory_mb: int | None = 4096,
         address: str | None = None,
     ) -> None:
         """`replicas` of each group, the least of them where it is in `autoscale_to`; `gpus`: the
-        share of one that a replica takes. Raises ToolUnavailable where Ray does not start.
+        share of one that a replica takes; `cpus`: processors that those of a group reserve
+        together. Raises ToolUnavailable where Ray does not start, and what replicas say that can't
+        make their tools.
         """
         import ray
         from ray import serve
@@ -83,7 +86,10 @@ class RayTools(Elsewhere):
                 deployed = serve.deployment(
                     name=group,
                     **_scale(count, (autoscale_to or {}).get(group)),
-                    ray_actor_options={"num_cpus": 0.1, "num_gpus": (gpus or {}).get(group, 0)},
+                    ray_actor_options={
+                        "num_cpus": (cpus or {}).get(group, 0.1 * count) / count,
+                        "num_gpus": (gpus or {}).get(group, 0),
+                    },
                     max_ongoing_requests=2,
                     health_check_period_s=HEALTH_S,
                     health_check_timeout_s=2 * HEALTH_S,
@@ -94,9 +100,13 @@ class RayTools(Elsewhere):
                 bound = deployed.bind(tuple(names), choices, memory_mb)
                 handle = serve.run(bound, name=app, route_prefix=None)
                 self._apps.append(app)
+                _check_ready(handle)
                 health = WorkersHealth(group, count)
                 for name in names:
                     self._handles[name], self._health[name] = handle, health
+        except SaccadeError:
+            self.close()
+            raise
         except (RuntimeError, ConnectionError, OSError) as error:
             raise ToolUnavailable(f"Ray does not start the tools: {error}") from error
         self._pictures: OrderedDict[str, Any] = OrderedDict()
@@ -137,6 +147,7 @@ class RayTools(Elsewhere):
                 answer = await self._answer(tool.name, call.arguments, held, deadline_s)
         except TimeoutError:
             health.killed += 1
+            health.last_failure = time.time()
             raise missed_deadline(tool.name, deadline_s) from None
         finally:
             health.running -= 1
@@ -167,6 +178,7 @@ class RayTools(Elsewhere):
                 if isinstance(error, RayTaskError) and not isinstance(error.cause, MemoryError):
                     raise
                 self._health[name].died += 1
+                self._health[name].last_failure = time.time()
                 await asyncio.sleep(0.05)
 
     def _held(self, view: ImageView) -> tuple[list[Any], int, int]:
@@ -180,6 +192,13 @@ class RayTools(Elsewhere):
                 self._pictures.popitem(last=False)
         self._pictures.move_to_end(key)
         return [self._pictures[key]], view.width, view.height
+
+
+def _check_ready(handle: Any) -> None:
+    """Raises what a replica says that can't make its tools."""
+    told: Ready = handle.ready.remote().result(timeout_s=START_S)
+    if told.error:
+        raise getattr(errors, told.kind)(told.error)
 
 
 def _scale(count: int, most: int | None) -> dict[str, Any]:
@@ -207,6 +226,10 @@ class _Replica:
         self._thread.submit(in_child.start, names, choices, memory_mb, 0).result()
         self._turn = asyncio.Lock()
         self._late_at: float | None = None
+
+    async def ready(self) -> Ready:
+        """As `in_child.ready`."""
+        return in_child.ready()
 
     async def call(
         self,
