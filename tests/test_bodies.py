@@ -91,6 +91,10 @@ def test_a_body_has_time_for_its_length_and_no_more(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(bodies, "BYTES_PER_S", 100)
 
     async def play() -> None:
+        async with asyncio.timeout(10):
+            await timed()
+
+    async def timed() -> None:
         app = Bodies(Echo(), expected=lambda _: EXPECTED, room=Room(1000))
         assert (await asked(app, b"x" * 50, b"x" * 50, every_s=0.3))[0] == 200  # of 1.3 s
         began = time.monotonic()

@@ -261,9 +261,12 @@ def many() -> httpx.AsyncClient:
     return httpx.AsyncClient(headers=AUTH, timeout=120, limits=limits)
 
 
-def waiting(url: str, tool: str = "sleeper") -> int:
-    rows = httpx.get(f"{url}/status", headers=AUTH).json()["tools"]
-    return sum(int(row["waiting"]) for row in rows if row["tool"] == tool)
+async def until_waiting(made: Running, calls: int) -> None:
+    """Raises TimeoutError where never so many wait for the tool."""
+    counts = made.controller.counts
+    async with asyncio.timeout(20):
+        while "sleeper" not in counts or counts["sleeper"].waiting < calls:
+            await asyncio.sleep(0.01)
 
 
 def test_the_health_check_waits_for_no_tool(slow: Running) -> None:
@@ -273,8 +276,7 @@ def test_the_health_check_waits_for_no_tool(slow: Running) -> None:
     async def play() -> None:
         async with many() as client, httpx.AsyncClient(timeout=60) as asker:
             calls = asyncio.create_task(sleeps(client, slow.url, 8, 0.5))
-            while await asyncio.to_thread(waiting, slow.url) < 6:
-                await asyncio.sleep(0.01)
+            await until_waiting(slow, 6)
             while not calls.done():
                 began = time.perf_counter()
                 assert (await asker.get(f"{slow.url}/health")).status_code == 200
@@ -298,8 +300,7 @@ def test_a_slow_tool_keeps_nobody_from_another_one(slow: Running) -> None:
         async with many() as client:
             began = time.perf_counter()
             calls = asyncio.create_task(sleeps(client, slow.url, 200, 0.05))
-            while await asyncio.to_thread(waiting, slow.url) < 150:
-                await asyncio.sleep(0.01)
+            await until_waiting(slow, 150)
             asked = time.perf_counter()
             body = {"image": name, "box": [1, 2, 30, 20]}
             answer = await client.post(f"{slow.url}/tools/crop", json=body)
@@ -331,8 +332,9 @@ def test_each_caller_has_its_share_and_what_is_beyond_it_is_told_to_come_again()
         return [asyncio.create_task(client.post(url, json={"number": n})) for n in numbers]
 
     async def refused(tasks: list[asyncio.Task[Any]], count: int) -> list[httpx.Response]:
-        while sum(task.done() for task in tasks) < count:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(20):
+            while sum(task.done() for task in tasks) < count:
+                await asyncio.sleep(0.01)
         return [task.result() for task in tasks if task.done()]
 
     async def play() -> None:
@@ -483,6 +485,21 @@ def test_bodies_that_never_end_are_given_up_with_their_connections(
     while running.server.server_state.connections and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not running.server.server_state.connections
+
+
+def test_a_raw_picture_that_is_too_large_is_refused_unread(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.toolserver.bodies.BODY_S", 0.2)
+    head = (
+        f"POST /pictures?width=99999&height=99999 HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {TOKEN}\r\nContent-Type: application/x-rgb\r\n"
+        f"Content-Length: {3 * 99999**2}\r\n\r\n"
+    )
+    address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
+    with socket.create_connection(address, timeout=20) as caller:
+        caller.sendall(head.encode())
+        assert caller.recv(4096).startswith(b"HTTP/1.1 422 ")
 
 
 def test_raw_pictures_must_be_what_their_query_says(running: Running) -> None:
