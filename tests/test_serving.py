@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -178,6 +179,20 @@ def test_a_service_that_is_told_to_end_takes_everything_with_it(
         assert are_gone(workers)
 
 
+HELLO = json.dumps(
+    {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {
+            "protocolVersion": "2025-06-18",
+            "capabilities": {},
+            "clientInfo": {"name": "tests", "version": "1"},
+        },
+    }
+)
+
+
 def test_a_service_of_standard_streams_ends_by_a_signal_too() -> None:
     program = "from saccade.cli import main; main()"
     words = ["serve", "mcp", "--stdio", "--tools", TOOLS]
@@ -188,11 +203,11 @@ def test_a_service_of_standard_streams_ends_by_a_signal_too() -> None:
         stderr=subprocess.PIPE,
     )
     try:
-        for _ in range(600):
-            if len(descendants(server.pid)) >= 2:
-                break
-            time.sleep(0.1)
-        time.sleep(1)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(HELLO.encode() + b"\n")
+        server.stdin.flush()
+        assert b'"serverInfo"' in server.stdout.readline()  # it waits for the next line now
         workers = descendants(server.pid)
         server.send_signal(signal.SIGTERM)
         assert server.wait(timeout=30) == 0
