@@ -15,6 +15,7 @@ from saccade.errors import RecipeError
 from saccade.image_store import ImageStore
 from saccade.recipe_files import Stage, load_recipe
 from saccade.run_folder import RunFolder
+from saccade.toolserver.controller import Controller
 
 
 @pytest.fixture
@@ -131,3 +132,22 @@ def test_a_withheld_tool_is_not_given_and_its_words_still_mean_it(
 def test_one_question_can_not_be_asked_with_swapped_pictures(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"rollout\.observation=image"):
         ask(served("rollout.observation=swapped"), tmp_path / "a.png", "What?")
+
+
+def test_a_run_is_refused_none_of_the_calls_that_its_own_episodes_make() -> None:
+    """They bound themselves: so many episodes, and so many calls in a turn of each."""
+    recipe = load_recipe(
+        None, ["tools=[measure]", "rollout.concurrency=300", "api.base_url=http://127.0.0.1:9/v1"]
+    )
+    setup = setup_for(recipe, None, store=ImageStore())
+    assert setup.toolbox is not None
+    controller = setup.toolbox.runner
+    assert isinstance(controller, Controller)
+    assert controller._waiting == 300 * setup.toolbox.max_calls
+    fewer = load_recipe(
+        None, ["tools=[measure]", "rollout.concurrency=2", "api.base_url=http://127.0.0.1:9/v1"]
+    )
+    setup = setup_for(fewer, None, store=ImageStore())
+    assert setup.toolbox is not None
+    assert setup.toolbox.runner is controller
+    assert controller._waiting == 300 * setup.toolbox.max_calls

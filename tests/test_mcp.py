@@ -218,6 +218,12 @@ def test_over_http_only_those_with_the_token_are_served(
             assert pictures(result)[0].size == (27, 16)
         async with httpx2.AsyncClient() as http:
             assert (await http.post(url, json={})).status_code == 401
+        async with httpx2.AsyncClient(headers=headers) as http:
+            long = await http.post(url, content=b"x" * (24 * 2**20))
+            deep = await http.post(url, content=b"[" * 10**6)
+            assert (long.status_code, deep.status_code) == (413, 413)
+            assert "raise service.picture_bytes where" in long.json()["error"]
+            assert "brackets, colons and commas" in deep.json()["error"]
 
     try:
         asyncio.run(play())

@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,15 +24,15 @@ from saccade import plugins
 from saccade.backends import Detected, Detector
 from saccade.backends.batched import Batched
 from saccade.benches.chaos import _replicas
-from saccade.config import BackendChoice
-from saccade.errors import ToolError, ToolUnavailable
+from saccade.config import BackendChoice, Recipe, ServiceConfig
+from saccade.errors import RecipeError, ToolError, ToolUnavailable
 from saccade.geometry import Box, Point
 from saccade.images import ImageView, root_view
 from saccade.tools import builtin_tools
 from saccade.tools.running import InThreads, Returned
-from saccade.toolserver import in_child, ray_tools
+from saccade.toolserver import in_child, ray_tools, serving
 from saccade.toolserver.controller import Controller
-from saccade.toolserver.in_child import Answer
+from saccade.toolserver.in_child import Answer, Ready
 from saccade.toolserver.ray_tools import RayTools, _Hangs, _Replica
 from saccade.toolserver.wire import sent
 from saccade.types import BoxFound
@@ -98,6 +99,71 @@ def test_a_replica_gives_what_a_thread_gives(
             assert a.pixels.tobytes() == b.pixels.tobytes()
         else:
             assert a == b
+
+
+class Deployments:
+    """In the place of Ray and Ray Serve: what they are given."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        from ray import serve
+
+        self.options: dict[str, dict[str, Any]] = {}
+        self.bound: dict[str, tuple[Any, ...]] = {}
+        asked = SimpleNamespace(result=lambda timeout_s: Ready(1))
+        ready = SimpleNamespace(remote=lambda: asked)
+        patch.setattr(ray, "is_initialized", lambda: True)
+        patch.setattr(serve, "deployment", self._deployment)
+        patch.setattr(serve, "run", lambda *_, **__: SimpleNamespace(ready=ready))
+
+    def _deployment(self, *, name: str, **options: Any) -> Any:
+        self.options[name] = options
+
+        def bind(*arguments: Any) -> None:
+            self.bound[name] = arguments
+
+        return lambda _: SimpleNamespace(bind=bind)
+
+
+SCALED = {
+    "way": "ray",
+    "groups": {"views": ["crop", "rotate"]},
+    "processes": {"views": 2},
+    "autoscale_to": {"views": 5},
+    "gpus": {"segment": 0.25},
+    "cpus": {"views": 3},
+    "memory_mb": 1234,
+}
+
+
+def test_ray_is_told_how_groups_are_scaled_and_what_they_may_use() -> None:
+    recipe = Recipe.model_validate({"tools": ["crop", "rotate", "segment"], "service": SCALED})
+    with pytest.MonkeyPatch.context() as patch:
+        given = Deployments(patch)
+        way = serving.served(recipe).controller.way
+    views, segment = given.options["views"], given.options["segment"]
+    assert views["autoscaling_config"] == {
+        "min_replicas": 2,
+        "max_replicas": 5,
+        "target_ongoing_requests": 1,
+    }
+    assert views["ray_actor_options"] == {"num_cpus": 1.5, "num_gpus": 0}
+    assert segment["num_replicas"] == 1
+    assert segment["ray_actor_options"] == {"num_cpus": 0.1, "num_gpus": 0.25}
+    assert given.bound["views"][::2] == (("crop", "rotate"), 1234)
+    assert given.bound["segment"][::2] == (("segment",), 1234)
+    assert [way.capacity(name) for name in ("crop", "segment")] == [4, 2]
+    for key in ("autoscale_to", "gpus", "cpus"):
+        wrong = recipe.model_copy(update={"service": ServiceConfig(way="ray", **{key: {"x": 1}})})
+        with pytest.raises(RecipeError, match="the group 'x'"):
+            serving.served(wrong)
+
+
+def test_replicas_that_can_not_make_their_tools_say_why_and_are_ended(nodes: Cluster) -> None:
+    from ray import serve
+
+    with pytest.raises(RecipeError, match="No tool named 'no_such_tool'"):
+        RayTools({"none": ("no_such_tool",)})
+    assert "saccade-none" not in serve.status().applications
 
 
 def test_a_mistake_is_the_same_sentence_as_here(way: RayTools) -> None:

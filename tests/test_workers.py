@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
 from saccade.tools import builtin_tools
 from saccade.tools.running import InThreads, Returned
+from saccade.toolserver import in_child
 from saccade.toolserver.wire import parts_from_json, parts_to_json
 from saccade.toolserver.workers import TRIES, Workers
 from saccade.types import Text
@@ -191,6 +193,72 @@ def test_a_worker_that_can_not_make_its_tools_says_why() -> None:
     with pytest.raises(ToolUnavailable, match="No tool named 'no_such_tool'"):
         asyncio.run(workers.run(crop, {"image": noise(), "box": Box(0, 0, 9, 9)}, deadline_s=20))
     workers.close()
+
+
+def test_a_start_that_fails_says_why_and_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = Workers(GROUPS | {"none": ["no_such_tool"]})
+    with pytest.raises(RecipeError, match="No tool named 'no_such_tool'"):
+        workers.start()
+    assert all(group.pool is None for group in workers._groups.values())
+    monkeypatch.setattr("saccade.toolserver.in_child.start", troublesome_tools.stillborn)
+    workers = Workers(GROUPS, memory_mb=77)
+    began = time.monotonic()
+    with pytest.raises(ToolUnavailable, match=r"views do not start: .* gives each 77 MB"):
+        workers.start()
+    assert time.monotonic() - began < 30
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+def answers_in(workers: Workers, seconds: float, what: bool) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if workers.health()[0].answers is what:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_the_health_of_a_group_is_whether_its_workers_answer(
+    trouble: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saccade.toolserver.workers.LOOK_S", 0.2)
+    monkeypatch.setattr("saccade.toolserver.workers.ANSWER_S", 0.5)
+    assert trouble.health()[0].answers is None
+    trouble.start()
+    [health] = trouble.health()
+    assert health.answers is True
+    [pid] = trouble.pids()
+    os.kill(pid, signal.SIGSTOP)  # with nothing to do: no call meets it
+    began = time.monotonic()
+    trouble.health()
+    assert time.monotonic() - began < 0.1
+    assert answers_in(trouble, 10, False)
+    os.kill(pid, signal.SIGCONT)
+    assert answers_in(trouble, 10, True)
+    with pytest.raises(ToolUnavailable):
+        run(trouble, "sleeper", deadline_s=0.3, seconds=60.0)
+    assert not health.answers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others do not keep this limit")
+def test_the_processes_of_a_group_share_the_processors_that_it_is_given() -> None:
+    groups = {"one": ["crop"], "two": ["zoom"], "all": ["measure"]}
+    workers = Workers(groups, processes={"one": 2}, cpus={"one": 1, "two": 1})
+    try:
+        mine = os.sched_getaffinity(0)
+        may: dict[str, set[frozenset[int]]] = {}
+        for name, group in workers._groups.items():
+            asked = [group.ready_pool().schedule(in_child.ready, args=(0.05,)) for _ in range(4)]
+            pids = {future.result(timeout=60).pid for future in asked}
+            may[name] = {frozenset(os.sched_getaffinity(pid)) for pid in pids}
+        [one], [two] = may["crop"], may["zoom"]  # both processes of a group have the same ones
+        assert (len(one), len(two)) == (1, 1)
+        assert len(mine) == 1 or one != two
+        assert may["measure"] == {frozenset(mine)}
+    finally:
+        workers.close()
 
 
 def test_a_tool_in_two_groups_is_refused() -> None:

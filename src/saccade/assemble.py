@@ -261,6 +261,7 @@ def setup_for(
         toolbox = ToolBox(
             tools, store=store, deadline_s=recipe.rollout.tool_deadline_s, runner=controller
         )
+        controller.make_room(recipe.rollout.concurrency * toolbox.max_calls)
     return Setup(
         engine=engine,
         dialect=speaks,

@@ -339,9 +339,25 @@ class ServiceConfig(Section):
     """Address space of a worker process beyond what it starts with; null: no limit."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 0
     """Of worker processes; 0 to 19, higher gives way to others."""
+    cpus: dict[str, Positive] = {}
+    """Processors that the processes of a group share, on Linux; all for groups that are left out.
+    With `ray`: what its replicas reserve together."""
     urls: tuple[str, ...] = ()
     """Addresses of services that have all the tools, for `remote`; those that fail are left out for
     a while."""
+    deadline_s: Rate = 60.0
+    """Most seconds that a service gives a call, whatever its caller asks for."""
+    calls_per_caller: Positive = 256
+    """Calls of one tool that a service runs or lets wait for one address; others are told to come
+    again."""
+    picture_bytes: Positive = 16 * 2**20
+    """Of a picture file that a service takes."""
+    picture_pixels: Positive = 6_000_000
+    """Of a picture that a service takes; reading one needs up to 25 bytes of memory for each."""
+    held_mb: Positive = 48
+    """Pictures that a service holds for its callers."""
+    in_flight_mb: Positive = 32
+    """Requests that a service reads at the same time, all together; others wait."""
 
 
 class McpConfig(Section):

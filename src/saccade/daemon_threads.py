@@ -5,7 +5,7 @@ process, for ten seconds; whoever comes next gets another one.
 
 Starting a thread makes the starter wait until the new one had its turn: beside a thread that
 decodes, 5 ms for each call, and the event loop stands still meanwhile.
-Left out on purpose: a limit, which is `ToolBox.workers`.
+Left out on purpose: a limit, which is its callers'.
 """
 
 from __future__ import annotations

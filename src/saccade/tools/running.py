@@ -21,7 +21,15 @@ from saccade.images import ImageView
 from saccade.tools.spec import Tool
 from saccade.types import BoxFound, ImageRef, MaskFound, Part, PointFound, Text
 
-__all__ = ["Elsewhere", "InThreads", "Returned", "Runner", "call_tool", "missed_deadline"]
+__all__ = [
+    "Elsewhere",
+    "InThreads",
+    "MissedDeadline",
+    "Returned",
+    "Runner",
+    "call_tool",
+    "missed_deadline",
+]
 
 AT_ONCE_PX = 1_000_000
 """Pixels to be made that keep no event loop waiting: some 10 ms at the worst."""
@@ -108,8 +116,12 @@ def _work(ref: ImageRef) -> float:
     return sum(own / 10 if is_root else own for is_root, own in pixels)
 
 
-def missed_deadline(name: str, deadline_s: float) -> ToolUnavailable:
-    return ToolUnavailable(
+class MissedDeadline(ToolUnavailable):
+    """A call took longer than it was given."""
+
+
+def missed_deadline(name: str, deadline_s: float) -> MissedDeadline:
+    return MissedDeadline(
         f"Tool {name} missed its deadline of {deadline_s:g} s; "
         "raise deadline_s or use a faster back end."
     )

@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -82,8 +83,10 @@ class _Outcome(NamedTuple):
 class ToolBox:
     """The tools of a run, callable by what a model wrote. One box serves all episodes at once.
 
-    At most `workers` calls run at a time in an event loop; others wait, and their deadline counts
-    from their own start.
+    Without a runner of its own it is the one caller of threads here: at most `workers` calls run at
+    a time in an event loop, others wait, and their deadline counts from their own start. A runner
+    that is given knows what it takes of each tool, and no limit over all tools stands before it: a
+    slow one would hold up the others.
     """
 
     def __init__(
@@ -109,6 +112,7 @@ class ToolBox:
             if not limit > 0:
                 raise ValueError(f"{name} must be positive, got {limit}.")
         self.store = store
+        self._given = runner
         self.runner: Runner = InThreads() if runner is None else runner
         self.tools = tuple(tools)
         if not any(t.is_answer for t in self.tools):
@@ -148,7 +152,7 @@ class ToolBox:
             deadline_s=self.deadline_s,
             workers=self.workers,
             max_calls=self.max_calls,
-            runner=self.runner,
+            runner=self._given,
         )
 
     async def call_all(
@@ -157,6 +161,7 @@ class ToolBox:
         *,
         images: Mapping[str, ImageRef],
         frame: Callable[[ImageRef], Frame],
+        deadline_s: float | None = None,
     ) -> tuple[ToolResult, ...]:
         """Runs the calls of one turn side by side: one result for each, in the order of `calls`.
 
@@ -165,12 +170,12 @@ class ToolBox:
 
         `images` are the episode's images by name, `frame` gives the frame in which the model writes
         about one of them. New images are put into the store and named img_K, K going on from
-        `len(images)`. Raises ToolUnavailable (deadline, back end) or ToolCrashed; of several, the
-        one of the earliest call, after all have ended.
+        `len(images)`. Without a `deadline_s` the box's own holds. Raises ToolUnavailable (deadline,
+        back end) or ToolCrashed; of several, the one of the earliest call, after all have ended.
         """
         run, left_out = calls[: self.max_calls], calls[self.max_calls :]
         outcomes = await asyncio.gather(
-            *(self._call(call, images=images, frame=frame) for call in run),
+            *(self._call(call, images=images, frame=frame, deadline_s=deadline_s) for call in run),
             return_exceptions=True,
         )
         finished = []
@@ -207,6 +212,7 @@ class ToolBox:
         *,
         images: Mapping[str, ImageRef],
         frame: Callable[[ImageRef], Frame],
+        deadline_s: float | None,
     ) -> _Outcome:
         """One call to its end; the model's mistakes become a failed outcome."""
         named: tuple[BoxNamed, ...] = ()
@@ -219,21 +225,25 @@ class ToolBox:
             named = bound.named
             async with self._slot():
                 started = time.perf_counter()
-                parts = await self._run(tool, bound)
+                parts = await self._run(tool, bound, deadline_s=deadline_s or self.deadline_s)
         except ToolError as mistake:
             seconds = time.perf_counter() - started
             return _Outcome((Text(str(mistake)),), failed=True, seconds=seconds, named=named)
         return _Outcome(parts, seconds=time.perf_counter() - started, named=named)
 
-    def _slot(self) -> asyncio.Semaphore:
+    def _slot(self) -> AbstractAsyncContextManager[None]:
+        if self._given is not None:
+            return nullcontext()
         # a semaphore belongs to one event loop, a box may live longer
         loop = asyncio.get_running_loop()
         return self._slots.setdefault(loop, asyncio.Semaphore(self.workers))
 
-    async def _run(self, tool: Tool, bound: _Bound) -> tuple[ImageRef | Part, ...]:
+    async def _run(
+        self, tool: Tool, bound: _Bound, *, deadline_s: float
+    ) -> tuple[ImageRef | Part, ...]:
         """What a checked call gives; images that it made are in the store."""
         arguments = {name: self._seen(value) for name, value in bound.arguments.items()}
-        parts = await self.runner.run(tool, arguments, deadline_s=self.deadline_s)
+        parts = await self.runner.run(tool, arguments, deadline_s=deadline_s)
         for part in parts:
             if isinstance(part, ImageView):
                 _check_lineage(tool, part.ref)

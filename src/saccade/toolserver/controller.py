@@ -21,7 +21,7 @@ from saccade.images import ImageView
 from saccade.tools.running import Returned, Runner
 from saccade.tools.spec import Tool
 
-__all__ = ["Controller", "Health", "ToolCounts", "Way"]
+__all__ = ["Busy", "Controller", "Health", "ToolCounts", "Way"]
 
 WAITING = 1024
 """Calls of one tool that may wait for a free worker."""
@@ -40,6 +40,11 @@ class Health(Protocol):
     died: int
     killed: int
     last_answer: float | None
+
+    @property
+    def answers(self) -> bool | None:
+        """Whether they did the last time they were asked; None where they were not yet."""
+        ...
 
 
 class Way(Runner, Protocol):
@@ -103,7 +108,7 @@ class ToolCounts:
                 del kept[: KEPT_LATENCIES // 2]
 
 
-class _Refused(ToolUnavailable):
+class Busy(ToolUnavailable):
     """Too many calls were waiting."""
 
 
@@ -118,17 +123,21 @@ class Controller:
         self.close = way.close
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _UnderWay] = WeakKeyDictionary()
 
+    def make_room(self, calls: int) -> None:
+        """Let at least so many calls of a tool wait: of who bounds itself, none is refused."""
+        self._waiting = max(self._waiting, calls)
+
     async def run(
         self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
     ) -> list[Returned]:
-        """See `tools.running.Runner`. Raises ToolUnavailable too where too many calls wait."""
+        """See `tools.running.Runner`. Raises Busy too where too many calls wait."""
         counts = self.counts.setdefault(tool.name, ToolCounts())
         try:
             return await self._answer(tool, arguments, counts, deadline_s=deadline_s)
         except ToolError:
             counts.mistakes += 1
             raise
-        except _Refused:
+        except Busy:
             counts.refused += 1
             raise
         except ToolUnavailable:
@@ -157,7 +166,7 @@ class Controller:
         call = under_way.calls.get(key)
         if call is None:
             if counts.held >= self._waiting + self.way.capacity(tool.name):
-                raise _Refused(
+                raise Busy(
                     f"{counts.held} calls of {tool.name} wait or run already: give it more "
                     "processes, or let fewer episodes run at a time."
                 )

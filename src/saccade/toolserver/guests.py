@@ -12,24 +12,31 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from saccade.errors import ImageError, ToolError
+from saccade.config import ServiceConfig
+from saccade.errors import ImageError, ToolError, ToolUnavailable
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
-from saccade.images import root_view
+from saccade.images import ImageView, root_view
 from saccade.picture_files import Limits, load_image
-from saccade.tools.running import Runner
+from saccade.tools.running import MissedDeadline, Runner
 from saccade.tools.spec import Tool
 from saccade.tools.toolbox import ToolBox
 from saccade.types import ImageRef, ImageShown, ToolCall, ToolResult, ToolSpec
 
-__all__ = ["GuestLimits", "Guests", "NotHeld"]
+__all__ = ["GuestLimits", "Guests", "NotHeld", "TooMany"]
+
+
+class TooMany(ToolUnavailable):
+    """A caller has its share of calls under way."""
 
 
 MOST_LISTED = 100
@@ -50,12 +57,28 @@ class GuestLimits:
     """Reading a picture takes up to 25 bytes of memory for each."""
     request_bytes: int = 2**20
     """Of a call."""
-    held_bytes: int = 128 * 2**20
+    in_flight_bytes: int = 32 * 2**20
+    """Of all requests that are read, and of pictures that are fetched, at the same time."""
+    held_bytes: int = 48 * 2**20
     """Of pictures as they are kept, three for each pixel; the one sent last is kept in any case."""
     held_images: int = 10_000
     """Those that tools made too, which are kept as recipes."""
-    deadline_s: float = 10.0
-    """Of a call."""
+    calls: int = 256
+    """Of one tool, for one caller at the same time."""
+    deadline_s: float = 60.0
+    """Of a call; its caller may give it less."""
+
+    @classmethod
+    def of(cls, service: ServiceConfig) -> GuestLimits:
+        """What a recipe says of them."""
+        return cls(
+            picture_bytes=service.picture_bytes,
+            picture_pixels=service.picture_pixels,
+            in_flight_bytes=service.in_flight_mb * 2**20,
+            held_bytes=service.held_mb * 2**20,
+            calls=service.calls_per_caller,
+            deadline_s=service.deadline_s,
+        )
 
 
 class Guests:
@@ -65,14 +88,17 @@ class Guests:
         self, tools: Sequence[Tool], *, runner: Runner, limits: GuestLimits = GuestLimits()
     ) -> None:
         self.limits = limits
-        self._store = ImageStore(cache_bytes=limits.held_bytes // 2)
+        self._store = ImageStore(cache_bytes=limits.held_bytes)
         self._box = ToolBox(
             tools, store=self._store, deadline_s=limits.deadline_s, runner=runner, max_calls=1
         )
         self._lock = threading.Lock()
         self._images: OrderedDict[str, ImageRef] = OrderedDict()
         self._made_of: dict[str, set[str]] = {}  # key of a root: names of it, and of what is held
-        self._reading = asyncio.Semaphore(1)
+        # one thread: what reading costs is bounded for all, and stays with no other thread
+        self._reading = ThreadPoolExecutor(1, "saccade-reading")
+        self._names = {n: t.name for t in self._box.tools for n in (t.name, *t.aliases)}
+        self._calls: Counter[tuple[str, str]] = Counter()
 
     @property
     def specs(self) -> list[ToolSpec]:
@@ -84,50 +110,109 @@ class Guests:
         tools = (t for t in self._box.tools if t.name == name)
         return [p.name for t in tools for p in t.parameters if p.kind == "image"]
 
-    async def take_raw(self, data: bytes, *, width: int, height: int) -> tuple[str, ImageRef]:
+    async def take_raw(
+        self, data: bytes | bytearray, *, width: int, height: int
+    ) -> tuple[str, ImageRef]:
         """Hold a picture given as RGB bytes. Raises ImageError where they are no such picture."""
-        pixels = width * height
-        if not 0 < pixels <= self.limits.picture_pixels or len(data) != 3 * pixels:
+        if width * height == 0 or len(data) != 3 * width * height:
             raise ImageError(
-                f"{len(data)} bytes are no RGB picture of {width} x {height} pixels, at most "
-                f"{self.limits.picture_pixels}: send three bytes for each pixel."
+                f"{len(data)} bytes are no RGB picture of {width} x {height} pixels: send three "
+                "bytes for each pixel."
             )
-        async with self._reading:
-            view = await asyncio.to_thread(
-                lambda: root_view(Image.frombytes("RGB", (width, height), data))
-            )
-        return self._hold(self._store.add(view)), view.ref
+        if width * height > self.limits.picture_pixels:
+            raise ImageError(self.too_large(width, height))
+        return await self._read(lambda: root_view(Image.frombytes("RGB", (width, height), data)))
 
-    async def take(self, data: bytes) -> tuple[str, ImageRef]:
+    async def take(self, data: bytes | bytearray) -> tuple[str, ImageRef]:
         """Hold a picture file; its name from now on. Raises ImageError for what is none."""
         limits = Limits(max_bytes=self.limits.picture_bytes, max_pixels=self.limits.picture_pixels)
-        async with self._reading:  # one at a time: what reading costs is bounded for all of them
-            view = await asyncio.to_thread(lambda: root_view(load_image(data, limits=limits)))
+        return await self._read(lambda: root_view(load_image(bytes(data), limits=limits)))
+
+    async def _read(self, read: Callable[[], ImageView]) -> tuple[str, ImageRef]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._reading, lambda: self._added(read()))
+
+    def _added(self, view: ImageView) -> tuple[str, ImageRef]:
+        # those that go must be gone before: the store would pack them to keep them, for nothing
+        with self._lock:
+            self._make_room(3 * view.width * view.height)
         return self._hold(self._store.add(view)), view.ref
 
+    def too_large(self, width: int, height: int) -> str:
+        """What is said of a picture with more pixels than are taken."""
+        return (
+            f"A picture of {width} x {height} pixels is more than this service takes, which is "
+            f"{self.limits.picture_pixels} pixels: send it smaller, or raise "
+            "service.picture_pixels where the service is started."
+        )
+
+    def image(self, name: str) -> ImageRef:
+        """An image that is held. Raises NotHeld where none of that name is."""
+        return self._held(name)
+
     def picture(self, name: str) -> Image.Image:
-        """The pixels of an image that is held. Raises ToolError where none of that name is."""
+        """Its pixels. Raises NotHeld as `image` does."""
         return self._store.view(self._held(name)).pixels
 
-    async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
+    def close(self) -> None:
+        """End the thread that reads."""
+        self._reading.shutdown(cancel_futures=True)
+
+    async def call(
+        self,
+        name: str,
+        arguments: dict[str, Any],
+        *,
+        caller: str = "",
+        deadline_s: float | None = None,
+    ) -> ToolResult:
         """What one call gave, new images under the names by which they are held from now on.
 
-        Raises NotHeld, ToolError for lists of too many images, and ToolUnavailable or ToolCrashed
-        as a tool box does.
+        It may take `deadline_s`, but no longer than the limits say. Raises NotHeld, ToolError for
+        lists of too many images, TooMany where the caller has its share of calls under way, and
+        MissedDeadline, ToolUnavailable or ToolCrashed as a tool box does.
         """
         call = ToolCall("call", name, arguments)
         images = {n: self._held(n) for n in self._named(name, arguments)}
-        [result] = await self._box.call_all([call], images=images, frame=_pixels)
+        most_s = self.limits.deadline_s
+        given_s = most_s if deadline_s is None else min(deadline_s, most_s)
+        with self._share(caller, name):
+            try:
+                [result] = await self._box.call_all(
+                    [call], images=images, frame=_pixels, deadline_s=given_s
+                )
+            except MissedDeadline:
+                raise MissedDeadline(
+                    f"Tool {name} missed its deadline of {given_s:g} s; this service gives "
+                    f"{most_s:g} s at most: raise service.deadline_s where it is started."
+                ) from None
         parts = tuple(
             ImageShown(p.image, self._hold(p.image)) if isinstance(p, ImageShown) else p
             for p in result.parts
         )
         return ToolResult(call, parts, result.failed, result.seconds, result.named)
 
+    @contextmanager
+    def _share(self, caller: str, name: str) -> Iterator[None]:
+        """One of the calls that a caller may have under way."""
+        # what is no tool is refused by the box, and must not be remembered here
+        share = (caller, self._names.get(name, ""))
+        if self._calls[share] >= self.limits.calls:
+            raise TooMany(
+                f"{self._calls[share]} calls of {name} wait or run for this caller, which is its "
+                "share (service.calls_per_caller): wait for some of them, then ask again."
+            )
+        self._calls[share] += 1
+        try:
+            yield
+        finally:
+            self._calls[share] -= 1
+            if not self._calls[share]:
+                del self._calls[share]
+
     def _named(self, name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
         """Names of images among the arguments, as far as they are names."""
-        aliases = {a: t.name for t in self._box.tools for a in t.aliases}
-        for parameter in self.image_arguments(aliases.get(name, name)):
+        for parameter in self.image_arguments(self._names.get(name, name)):
             value = arguments.get(parameter)
             names = value if isinstance(value, list) else [value]
             if len(names) > MOST_LISTED:
@@ -159,12 +244,16 @@ class Guests:
                 self._images.move_to_end(name)
                 for root in one.roots():
                     self._made_of.setdefault(root.key, set()).add(name)
-            held = sum(3 * r.width * r.height for r in self._images.values() if r.is_root)
-            while len(self._images) > 1 and (
-                held > self.limits.held_bytes or len(self._images) > self.limits.held_images
-            ):
-                held -= self._drop_oldest()
+            self._make_room()
         return name
+
+    def _make_room(self, more: int = 0) -> None:
+        """Drop those used longest ago until so many bytes more have room, or one is left."""
+        held = more + sum(3 * r.width * r.height for r in self._images.values() if r.is_root)
+        while len(self._images) > 1 and (
+            held > self.limits.held_bytes or len(self._images) > self.limits.held_images
+        ):
+            held -= self._drop_oldest()
 
     def _drop_oldest(self) -> int:
         """Bytes that are free after it; with a root go the images that were made from it."""

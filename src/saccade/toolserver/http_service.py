@@ -1,8 +1,8 @@
 """The tools over HTTP: for our own runs on other machines, and for other programs.
 
-Invariant: nothing is done for a caller without the token but saying that the service lives; bodies
-are read up to a limit and no further; whatever is wrong with a request is told in one sentence, as
-JSON. Asking how the service is waits for no tool.
+Invariant: nothing is done for a caller without the token but saying whether the service and its
+workers live; what requests bring is bounded (`bodies`), and so is what they fetch; whatever is
+wrong with a request is told in one sentence, as JSON. Asking how the service is waits for no tool.
 
 Left out on purpose: encryption, which a proxy in front adds, and users: there is one token.
 """
@@ -13,33 +13,49 @@ import asyncio
 import hmac
 import io
 import json
+import math
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from saccade.episode_json import ImageTable, part_to_json
 from saccade.errors import ImageError, ToolCrashed, ToolError, ToolUnavailable
+from saccade.tools.running import MissedDeadline
 from saccade.toolserver import metrics
-from saccade.toolserver.controller import Controller
-from saccade.toolserver.guests import Guests, NotHeld
+from saccade.toolserver.bodies import (
+    BODY_S,
+    BYTES_PER_S,
+    Bodies,
+    Expected,
+    Refusal,
+    Room,
+    refuse,
+    sentence,
+)
+from saccade.toolserver.controller import Busy, Controller
+from saccade.toolserver.guests import Guests, NotHeld, TooMany
 from saccade.toolserver.remote import RAW
 from saccade.types import ImageShown, ToolResult
 
 __all__ = ["TokenRequired", "as_json", "service"]
 
-Handler = Callable[[Request], Awaitable[Response]]
+PIECE = 2**18
+"""Bytes of a picture that a server is given at a time."""
 
 
 def service(guests: Guests, controller: Controller, *, token: str) -> Starlette:
     """The application: a server runs it. `token` is what callers must present as bearer."""
-    made = _Service(guests, controller)
+    room = Room(guests.limits.in_flight_bytes)
+    made = _Service(guests, controller, room)
     routes = [
         Route("/health", made.health),
         Route("/openapi.json", made.openapi),
@@ -50,15 +66,31 @@ def service(guests: Guests, controller: Controller, *, token: str) -> Starlette:
         Route("/status", made.status),
         Route("/metrics", made.metrics),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(TokenRequired, token=token)])
+    middleware = [
+        Middleware(TokenRequired, token=token),
+        Middleware(Bodies, expected=partial(_expected, guests), room=room),
+    ]
+    return Starlette(routes=routes, middleware=middleware)
 
 
-class _Refusal(Exception):
-    """Ends a request with a status and a sentence."""
-
-    def __init__(self, status: int, sentence: str, kind: str = "Refused") -> None:
-        super().__init__(sentence)
-        self.status, self.kind = status, kind
+def _expected(guests: Guests, scope: Scope) -> Expected:
+    """What a request may bring. Raises Refusal for a picture that says that it is too large."""
+    limits, request = guests.limits, Request(scope)
+    if request.url.path != "/pictures":
+        most = limits.request_bytes
+        return Expected(most, f"The body is longer than the limit of {most} bytes.", is_json=True)
+    if request.headers.get("content-type") == RAW:
+        width, height = (_whole(request, side) for side in ("width", "height"))
+        if width * height > limits.picture_pixels:
+            raise Refusal(422, guests.too_large(width, height), "ImageError")
+        most = 3 * width * height
+        return Expected(most, f"{width} x {height} pixels are {most} bytes: the body has more.")
+    most = limits.picture_bytes
+    return Expected(
+        most,
+        f"The body is longer than the limit of {most} bytes: send a smaller file, or raise "
+        "service.picture_bytes where the service is started.",
+    )
 
 
 def _answers(handler: Callable[[Any, Request], Awaitable[Response]]) -> Any:
@@ -67,18 +99,22 @@ def _answers(handler: Callable[[Any, Request], Awaitable[Response]]) -> Any:
     async def answered(self: _Service, request: Request) -> Response:
         try:
             return await handler(self, request)
-        except _Refusal as error:
-            return _sentence(error.status, error.kind, str(error))
+        except Refusal as error:
+            return sentence(error)
         except NotHeld as error:
-            return _sentence(409, "NotHeld", str(error))
+            return sentence(Refusal(409, str(error), "NotHeld"))
         except (ToolError, ImageError) as error:
-            return _sentence(422, type(error).__name__, str(error))
+            return sentence(Refusal(422, str(error), type(error).__name__))
+        except TooMany as error:
+            return sentence(Refusal(429, str(error), "TooMany", retry_s=1))
+        except Busy as error:
+            return sentence(Refusal(503, str(error), "Busy", retry_s=1))
+        except MissedDeadline as error:
+            return sentence(Refusal(504, str(error), "MissedDeadline"))
         except ToolUnavailable as error:
-            return _sentence(503, "ToolUnavailable", str(error))
+            return sentence(Refusal(503, str(error), "ToolUnavailable"))
         except ToolCrashed as error:
-            return _sentence(500, "ToolCrashed", str(error))
-        except ClientDisconnect:
-            return _sentence(400, "Refused", "The caller left before its request had ended.")
+            return sentence(Refusal(500, str(error), "ToolCrashed"))
 
     return answered
 
@@ -86,12 +122,14 @@ def _answers(handler: Callable[[Any, Request], Awaitable[Response]]) -> Any:
 class _Service:
     """Handlers of one service."""
 
-    def __init__(self, guests: Guests, controller: Controller) -> None:
+    def __init__(self, guests: Guests, controller: Controller, room: Room) -> None:
         self._guests = guests
         self._controller = controller
+        self._room = room
 
     async def health(self, _: Request) -> Response:
-        return JSONResponse({"alive": True})
+        groups = {group.group: group.answers for group in self._controller.health()}
+        return JSONResponse({"alive": True, "groups": groups})
 
     async def openapi(self, _: Request) -> Response:
         return JSONResponse(_document(self._guests))
@@ -111,25 +149,26 @@ class _Service:
 
     @_answers
     async def call(self, request: Request) -> Response:
-        body = await _body(request, self._guests.limits.request_bytes)
+        deadline_s = _deadline_s(request)
         try:
-            arguments = json.loads(body)
+            arguments = json.loads(await _body(request))
         except (ValueError, RecursionError):
-            raise _Refusal(400, "The body is no JSON: send the arguments as an object.") from None
+            raise Refusal(400, "The body is no JSON: send the arguments as an object.") from None
         if not isinstance(arguments, dict):
-            raise _Refusal(400, "The arguments must be a JSON object.")
-        return JSONResponse(
-            as_json(await self._guests.call(request.path_params["name"], arguments))
+            raise Refusal(400, "The arguments must be a JSON object.")
+        name, caller = request.path_params["name"], request.client
+        result = await self._guests.call(
+            name, arguments, caller=caller.host if caller else "", deadline_s=deadline_s
         )
+        return JSONResponse(as_json(result))
 
     @_answers
     async def take(self, request: Request) -> Response:
-        limits = self._guests.limits
+        data = await _body(request)
         if request.headers.get("content-type") != RAW:
-            name, ref = await self._guests.take(await _body(request, limits.picture_bytes))
+            name, ref = await self._guests.take(data)
         else:
             width, height = (_whole(request, side) for side in ("width", "height"))
-            data = await _body(request, 3 * limits.picture_pixels)
             name, ref = await self._guests.take_raw(data, width=width, height=height)
         return JSONResponse({"image": name, "width": ref.width, "height": ref.height})
 
@@ -137,8 +176,12 @@ class _Service:
     async def picture(self, request: Request) -> Response:
         kind = RAW if request.headers.get("accept") == RAW else "image/png"
         name = request.path_params["name"]
-        data = await asyncio.to_thread(lambda: _packed(self._guests.picture(name), kind))
-        return Response(data, media_type=kind)
+        image = self._guests.image(name)
+        async with AsyncExitStack() as stack:
+            # the pixels where they must be made, and what they are packed into
+            await stack.enter_async_context(self._room.taken(7 * image.width * image.height))
+            data = await asyncio.to_thread(lambda: _packed(self._guests.picture(name), kind))
+            return _Fetched(data, kind, after=stack.pop_all())
 
     async def status(self, _: Request) -> Response:
         return JSONResponse(
@@ -152,6 +195,24 @@ class _Service:
         return Response(
             metrics.as_prometheus(self._controller), media_type="text/plain; version=0.0.4"
         )
+
+
+class _Fetched(Response):
+    """Bytes for whom the room is kept until they are on their way."""
+
+    def __init__(self, data: bytes, kind: str, *, after: AsyncExitStack) -> None:
+        super().__init__(headers={"content-length": str(len(data))}, media_type=kind)
+        self._data, self._after = memoryview(data), after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        async with self._after, asyncio.timeout(BODY_S + len(self._data) / BYTES_PER_S):
+            await send(start)
+            # in pieces: a server takes in whatever it is given, and waits before the next one
+            for at in range(0, len(self._data), PIECE):
+                piece = bytes(self._data[at : at + PIECE])
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _packed(picture: Image.Image, kind: str) -> bytes:
@@ -191,34 +252,35 @@ class TokenRequired:
         if scope["type"] == "http" and scope["path"] != "/health":
             given = dict(scope["headers"]).get(b"authorization", b"")
             if not hmac.compare_digest(given, b"Bearer " + self._token):
-                refused = _sentence(
-                    401, "Refused", "Present the token of this service: Authorization: Bearer ..."
-                )
-                await refused(scope, receive, send)
+                said = "Present the token of this service: Authorization: Bearer ..."
+                await refuse(Refusal(401, said), scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
 
-def _sentence(status: int, kind: str, sentence: str) -> Response:
-    text = sentence.encode("utf-8", "replace").decode()  # lone surrogates are no JSON
-    return JSONResponse({"kind": kind, "error": text}, status_code=status)
+async def _body(request: Request) -> bytes | bytearray:
+    """The body, which comes in one piece and is not copied."""
+    async for piece in request.stream():
+        return piece
+    return b""
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The body, read no further than the limit."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > limit:
-            raise _Refusal(413, f"The body is longer than the limit of {limit} bytes.")
-        parts.append(part)
-    return b"".join(parts)
+def _deadline_s(request: Request) -> float | None:
+    """Of a call, where its caller gives it one."""
+    text = request.query_params.get("deadline_s")
+    try:
+        seconds = None if text is None else float(text)
+    except ValueError:
+        seconds = 0.0
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise Refusal(400, f"deadline_s must be seconds above 0, got {str(text)[:40]!r}.")
+    return seconds
 
 
 def _whole(request: Request, name: str) -> int:
     text = request.query_params.get(name, "")
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise _Refusal(400, f"The query needs {name}, a whole number of pixels.")
+        raise Refusal(400, f"The query needs {name}, a whole number of pixels.")
     return int(text)
 
 
@@ -256,6 +318,15 @@ def _document(guests: Guests) -> dict[str, Any]:
             "post": {
                 "operationId": spec.name,
                 "summary": spec.description,
+                "parameters": [
+                    {
+                        "name": "deadline_s",
+                        "in": "query",
+                        "description": "Seconds for the call, "
+                        f"{guests.limits.deadline_s:g} at most.",
+                        "schema": {"type": "number", "exclusiveMinimum": 0},
+                    }
+                ],
                 "requestBody": {
                     "required": True,
                     "content": {"application/json": {"schema": spec.schema}},

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from saccade.config import BackendChoice, BackendKind
-from saccade.errors import SaccadeError, ToolCrashed, ToolError, ToolUnavailable
+from saccade.errors import RecipeError, SaccadeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.images import ImageView
 from saccade.tools import tools_named
 from saccade.tools.running import call_tool
@@ -34,6 +34,7 @@ from saccade.toolserver.wire import arguments_from_json, given_view, parts_to_js
 __all__ = [
     "OUT_OF_MEMORY",
     "Answer",
+    "Ready",
     "answered",
     "call",
     "end_if_starved",
@@ -48,7 +49,7 @@ KEPT_BYTES = 128 * 2**20
 """Of unpacked pictures in a worker; the one used last is kept even if it is larger."""
 
 _tools: dict[str, Tool] = {}
-_no_start: list[str] = []
+_no_start: list[SaccadeError] = []
 """Why there are none."""
 _pictures: OrderedDict[str, ImageView] = OrderedDict()
 _pictures_lock = threading.Lock()
@@ -67,13 +68,26 @@ class Answer(NamedTuple):
     """Which of the three errors of a call it is, where it failed."""
 
 
+class Ready(NamedTuple):
+    """What a worker says once it has started."""
+
+    pid: int
+    error: str = ""
+    """Why it has no tools, where it has none."""
+    kind: str = ""
+    """Of the error, among ours."""
+
+
 def start(
     names: Sequence[str],
     choices: Mapping[BackendKind, dict[str, Any]],
     memory_mb: int | None,
     niceness: int,
+    cpus: Sequence[int] = (),
 ) -> None:
-    """Run once in every new worker."""
+    """Run once in every new worker; of `cpus` it uses no others, where there are any."""
+    if cpus and sys.platform == "linux":
+        os.sched_setaffinity(0, cpus)
     if memory_mb is not None:
         _limit_memory(memory_mb)
     if niceness:
@@ -82,7 +96,7 @@ def start(
     try:
         _tools.update({tool.name: tool for tool in tools_named(names, backends)})
     except SaccadeError as error:
-        _no_start.append(str(error))
+        _no_start.append(error)
 
 
 def _limit_memory(memory_mb: int) -> None:
@@ -96,10 +110,14 @@ def _limit_memory(memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def ready(seconds: float = 0.0) -> int:
-    """The process of a worker that has started, after so many seconds."""
+def ready(seconds: float = 0.0) -> Ready:
+    """How a worker has started, after so many seconds."""
     time.sleep(seconds)
-    return os.getpid()
+    if not _no_start:
+        return Ready(os.getpid())
+    error = _no_start[0]
+    kind = RecipeError if isinstance(error, RecipeError) else ToolUnavailable
+    return Ready(os.getpid(), str(error), kind.__name__)
 
 
 def call(name: str, arguments: dict[str, Any], blocks: Mapping[str, Block]) -> Answer:
@@ -113,7 +131,7 @@ def answered(
     """One call; `pictures` gives those among the arguments that are not here yet, by their keys."""
     pid = os.getpid()
     if _no_start:
-        return Answer(pid, None, {}, _no_start[0], ToolUnavailable.__name__)
+        return Answer(pid, None, {}, str(_no_start[0]), ToolUnavailable.__name__)
     try:
         given = {key: _kept(key, get) for key, get in pictures.items()}
         returned = call_tool(_tools[name], arguments_from_json(arguments, given))

@@ -63,15 +63,21 @@ class _Collector:
         yield from self._workers()
 
     def _workers(self) -> Iterator[Any]:
-        from prometheus_client.core import CounterMetricFamily
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+        answer = GaugeMetricFamily(
+            "saccade_workers_answer", "Whether they did the last time.", labels=["group"]
+        )
         died = CounterMetricFamily(
             "saccade_worker_restarts", "Workers that were replaced.", labels=["group", "why"]
         )
         for group in self._controller.health():
             died.add_metric([group.group, "died"], group.died)
             died.add_metric([group.group, "killed"], group.killed)
+            if group.answers is not None:
+                answer.add_metric([group.group], float(group.answers))
         yield died
+        yield answer
 
 
 def as_rows(controller: Controller) -> list[dict[str, Any]]:
@@ -90,8 +96,8 @@ def as_rows(controller: Controller) -> list[dict[str, Any]]:
 
 def as_row(group: Health) -> dict[str, Any]:
     """What is known of a group of workers."""
-    names = ("group", "processes", "running", "answered", "died", "killed", "last_answer")
-    return {name: getattr(group, name) for name in names}
+    names = ("group", "processes", "answers", "running", "answered", "died", "killed")
+    return {name: getattr(group, name) for name in (*names, "last_answer")}
 
 
 def _percentile(seconds: Sequence[float], q: int) -> float | None:

@@ -28,13 +28,13 @@ from PIL import Image
 
 from saccade import errors
 from saccade.config import BackendChoice, BackendKind
-from saccade.errors import ToolUnavailable
+from saccade.errors import SaccadeError, ToolUnavailable
 from saccade.images import ImageView
 from saccade.tools import batch_of, tools_described
 from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver import in_child
-from saccade.toolserver.in_child import Answer
+from saccade.toolserver.in_child import Answer, Ready
 from saccade.toolserver.wire import parts_from_json, sent
 from saccade.toolserver.workers import WorkersHealth
 
@@ -59,11 +59,14 @@ class RayTools(Elsewhere):
         replicas: Mapping[str, int] | None = None,
         autoscale_to: Mapping[str, int] | None = None,
         gpus: Mapping[str, float] | None = None,
+        cpus: Mapping[str, int] | None = None,
         memory_mb: int | None = 4096,
         address: str | None = None,
     ) -> None:
         """`replicas` of each group, the least of them where it is in `autoscale_to`; `gpus`: the
-        share of one that a replica takes. Raises ToolUnavailable where Ray does not start.
+        share of one that a replica takes; `cpus`: processors that those of a group reserve
+        together. Raises ToolUnavailable where Ray does not start, and what replicas say that can't
+        make their tools.
         """
         import ray
         from ray import serve
@@ -90,7 +93,10 @@ class RayTools(Elsewhere):
                 deployed = serve.deployment(
                     name=group,
                     **_scale(count, (autoscale_to or {}).get(group), ongoing=together),
-                    ray_actor_options={"num_cpus": 0.1, "num_gpus": (gpus or {}).get(group, 0)},
+                    ray_actor_options={
+                        "num_cpus": (cpus or {}).get(group, 0.1 * count) / count,
+                        "num_gpus": (gpus or {}).get(group, 0),
+                    },
                     max_ongoing_requests=2 * together,
                     health_check_period_s=HEALTH_S,
                     health_check_timeout_s=2 * HEALTH_S,
@@ -101,9 +107,13 @@ class RayTools(Elsewhere):
                 bound = deployed.bind(tuple(names), choices, memory_mb, batches)
                 handle = serve.run(bound, name=app, route_prefix=None)
                 self._apps.append(app)
+                _check_ready(handle)
                 health = WorkersHealth(group, count)
                 for name in names:
                     self._handles[name], self._health[name] = handle, health
+        except SaccadeError:
+            self.close()
+            raise
         except (RuntimeError, ConnectionError, OSError) as error:
             raise ToolUnavailable(f"Ray does not start the tools: {error}") from error
         self._pictures: OrderedDict[str, Any] = OrderedDict()
@@ -144,6 +154,7 @@ class RayTools(Elsewhere):
                 answer = await self._answer(tool.name, call.arguments, held, deadline_s)
         except TimeoutError:
             health.killed += 1
+            health.last_failure = time.time()
             raise missed_deadline(tool.name, deadline_s) from None
         finally:
             health.running -= 1
@@ -174,6 +185,7 @@ class RayTools(Elsewhere):
                 if isinstance(error, RayTaskError) and not isinstance(error.cause, MemoryError):
                     raise
                 self._health[name].died += 1
+                self._health[name].last_failure = time.time()
                 await asyncio.sleep(0.05)
 
     def _held(self, view: ImageView) -> tuple[list[Any], int, int]:
@@ -195,6 +207,13 @@ def _batches(
     """Of each tool, how many of its calls share a pass."""
     names = [name for group in groups.values() for name in group]
     return {tool.name: batch_of(tool, backends) for tool in tools_described(names)}
+
+
+def _check_ready(handle: Any) -> None:
+    """Raises what a replica says that can't make its tools."""
+    told: Ready = handle.ready.remote().result(timeout_s=START_S)
+    if told.error:
+        raise getattr(errors, told.kind)(told.error)
 
 
 def _scale(count: int, most: int | None, *, ongoing: int) -> dict[str, Any]:
@@ -226,6 +245,10 @@ class _Replica:
         one = asyncio.Semaphore(1)
         self._turns = {n: one if b == 1 else asyncio.Semaphore(2 * b) for n, b in batches.items()}
         self._hangs = _Hangs()
+
+    async def ready(self) -> Ready:
+        """As `in_child.ready`."""
+        return in_child.ready()
 
     async def call(
         self,

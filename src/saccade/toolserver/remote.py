@@ -1,7 +1,8 @@
 """Tools that `saccade serve tools` runs elsewhere.
 
 Invariant: a picture is sent to a service once, and again where the service has dropped it. What
-does not answer is left out for a while, and the call goes to the next service, until its deadline.
+does not answer is left out for a while, and the call goes to the next service, until its deadline,
+which is told to the service. A service that has too much to do is asked again when it says.
 
 Left out on purpose: finding services; their addresses are given.
 """
@@ -21,7 +22,7 @@ from PIL import Image
 from saccade.errors import RecipeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Point
 from saccade.images import ImageView
-from saccade.tools.running import Elsewhere, Returned, missed_deadline
+from saccade.tools.running import Elsewhere, MissedDeadline, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver.own_loop import OwnLoop
 from saccade.toolserver.wire import parts_from_json
@@ -51,6 +52,8 @@ class RemoteHealth:
     """Calls that missed their deadline there."""
     last_answer: float | None = None
     """Seconds since the epoch."""
+    answers: bool | None = None
+    """Whether it did the last time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -65,6 +68,18 @@ class _Service:
     """Names there of pictures, by their keys here."""
     sending: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     """Pictures that are on their way there, by key."""
+
+
+class _Unfit(ToolUnavailable):
+    """A service does not take a picture; another one may."""
+
+
+class _ComeAgain(ToolUnavailable):
+    """A service has too much to do."""
+
+    def __init__(self, sentence: str, after: str) -> None:
+        super().__init__(sentence)
+        self.retry_s = int(after) if after.isdecimal() and len(after) < 3 else 1
 
 
 class Remote(Elsewhere):
@@ -98,13 +113,16 @@ class Remote(Elsewhere):
         """See `tools.running.Runner`."""
         try:
             async with asyncio.timeout(deadline_s):
-                return await self._loop.run(self._run(tool, arguments))
+                return await self._loop.run(self._run(tool, arguments, deadline_s))
         except TimeoutError:
             raise missed_deadline(tool.name, deadline_s) from None
 
-    async def _run(self, tool: Tool, arguments: Mapping[str, Any]) -> list[Returned]:
+    async def _run(
+        self, tool: Tool, arguments: Mapping[str, Any], deadline_s: float
+    ) -> list[Returned]:
         problem = f"none has version {tool.spec.version} of it"
-        for _ in range(2 * len(self._services) + 1):
+        failed = 0
+        while failed <= 2 * len(self._services):
             service = self._next(tool)
             if service is None:
                 break
@@ -114,15 +132,28 @@ class Remote(Elsewhere):
                 if service.versions is None:
                     service.versions = await self._versions(service)
                     continue
-                found = await self._asked(service, tool, arguments)
+                found = await self._asked(service, tool, arguments, deadline_s)
+            except MissedDeadline:
+                health.killed += 1
+                raise
+            except _ComeAgain as busy:
+                service.left_out_until = time.monotonic() + busy.retry_s
+                soonest = min(s.left_out_until for s in self._services if _has(s, tool))
+                await asyncio.sleep(max(0.0, soonest - time.monotonic()))
+            except _Unfit as error:
+                failed += 1
+                problem = str(error)
             except (httpx.TransportError, ToolUnavailable) as error:
                 # whoever can't answer now may be able to in a while, and others may be now
                 health.died += 1
+                health.answers = False
+                failed += 1
                 service.left_out_until = time.monotonic() + LEFT_OUT_S
                 problem = str(error) or type(error).__name__
                 await asyncio.sleep(0.05)
             else:
                 health.answered += 1
+                health.answers = True
                 health.last_answer = time.time()
                 return found
             finally:
@@ -137,11 +168,7 @@ class Remote(Elsewhere):
         the one that has been for longest.
         """
         first = next(self._turn) % len(self._services)
-        in_turn = [
-            s
-            for s in self._services[first:] + self._services[:first]
-            if s.versions is None or s.versions.get(tool.name) == tool.spec.version
-        ]
+        in_turn = [s for s in self._services[first:] + self._services[:first] if _has(s, tool)]
         if not in_turn:
             return None
         now = time.monotonic()
@@ -153,7 +180,7 @@ class Remote(Elsewhere):
         return {tool["name"]: tool["version"] for tool in _checked(response)}
 
     async def _asked(
-        self, service: _Service, tool: Tool, arguments: Mapping[str, Any]
+        self, service: _Service, tool: Tool, arguments: Mapping[str, Any], deadline_s: float
     ) -> list[Returned]:
         """One call there. Raises ToolUnavailable and httpx.TransportError where another service may
         do better.
@@ -166,6 +193,7 @@ class Remote(Elsewhere):
             names = {key: service.known[key] for key in views}
             response = await self._client.post(
                 f"{service.health.group}/tools/{tool.name}",
+                params={"deadline_s": deadline_s},
                 json={n: _plain(v, names) for n, v in arguments.items() if v is not None},
             )
             if response.status_code != 409:
@@ -225,6 +253,11 @@ class Remote(Elsewhere):
         service.known[view.ref.key] = name
 
 
+def _has(service: _Service, tool: Tool) -> bool:
+    """Whether it has the tool in this version, as far as is known."""
+    return service.versions is None or service.versions.get(tool.name) == tool.spec.version
+
+
 def _checked(response: httpx.Response) -> Any:
     """The answer as JSON; what the service says of a failure, as the error that it is."""
     try:
@@ -235,7 +268,14 @@ def _checked(response: httpx.Response) -> Any:
         return value
     said = value if isinstance(value, dict) else {}
     sentence = str(said.get("error", f"it answered {response.status_code}"))
-    known = {"ToolError": ToolError, "ToolCrashed": ToolCrashed}
+    if response.status_code in (429, 503) and "retry-after" in response.headers:
+        raise _ComeAgain(sentence, response.headers["retry-after"])
+    known = {
+        "ToolError": ToolError,
+        "ToolCrashed": ToolCrashed,
+        "MissedDeadline": MissedDeadline,
+        "ImageError": _Unfit,
+    }
     raise known.get(str(said.get("kind")), ToolUnavailable)(sentence)
 
 

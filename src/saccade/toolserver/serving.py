@@ -1,7 +1,7 @@
 """Starts the tools of a recipe as a service, and ends them with it.
 
 Invariant: only this machine is listened to unless a token was set by whoever starts it; worker
-processes end with the service.
+processes and shared pictures end with the service, also where a signal ends it.
 
 Left out on purpose: choosing a token for others to know.
 """
@@ -11,9 +11,12 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-from collections.abc import Callable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from saccade.config import Recipe, ServiceConfig
 from saccade.errors import RecipeError
@@ -21,10 +24,16 @@ from saccade.tools import Tool, batch_of, is_known, tools_described, tools_named
 from saccade.tools.running import InThreads
 from saccade.toolserver.controller import Controller, Way
 
+if TYPE_CHECKING:
+    from saccade.toolserver.guests import Guests
+
 __all__ = ["TOKEN", "Served", "serve_mcp", "serve_tools", "served"]
 
 TOKEN = "SACCADE_TOKEN"
 """Environment variable with the token of a service, for it and for its callers."""
+
+GRACE_S = 3
+"""For calls that run when a service is told to end."""
 
 
 class Served(NamedTuple):
@@ -77,6 +86,7 @@ def _workers(recipe: Recipe) -> Way:
         processes=service.processes,
         memory_mb=service.memory_mb,
         niceness=service.niceness,
+        cpus=service.cpus,
     )
     workers.start()
     return workers
@@ -93,10 +103,11 @@ def _groups(service: ServiceConfig, tools: tuple[str, ...]) -> Mapping[str, tupl
     light = tuple(tool.name for tool in left if not tool.needs)
     if light:
         groups["others" if "others" not in groups else "the others"] = light
-    if unknown := sorted({*service.processes} - {*groups}):
-        raise RecipeError(
-            f"service.processes names the group {unknown[0]!r}. There are: {', '.join(groups)}."
-        )
+    for key in ("processes", "cpus"):
+        if unknown := sorted({*getattr(service, key)} - {*groups}):
+            raise RecipeError(
+                f"service.{key} names the group {unknown[0]!r}. There are: {', '.join(groups)}."
+            )
     return groups
 
 
@@ -117,6 +128,7 @@ def _ray(recipe: Recipe) -> Way:
         replicas=service.processes,
         autoscale_to=service.autoscale_to,
         gpus=service.gpus,
+        cpus=service.cpus,
         memory_mb=service.memory_mb,
         address=service.ray_address,
     )
@@ -126,7 +138,7 @@ def _remote(recipe: Recipe) -> Way:
     _need("httpx", "service.way remote")
     from saccade.toolserver.remote import Remote
 
-    token = os.environ.get(TOKEN, "")
+    token = os.environ.get(TOKEN, "").strip()
     if not token:
         raise RecipeError(f"service.way remote needs the services' token: set {TOKEN}.")
     return Remote(recipe.service.urls, token=token)
@@ -145,17 +157,12 @@ def serve_tools(recipe: Recipe, *, host: str, port: int, say: Callable[[str], No
     without a token.
     """
     _need("uvicorn", "serving tools")
-    from saccade.toolserver.guests import Guests
     from saccade.toolserver.http_service import service
 
     token = _token(host, say)
-    tools, controller = served(recipe)
-    try:
-        guests = Guests(tools, runner=controller)
+    with _ended_by_signals(), _guests(recipe) as (guests, controller):
         say(f"{len(guests.specs)} tools at http://{host}:{port}, described in /openapi.json")
         _run(service(guests, controller, token=token), host=host, port=port)
-    finally:
-        controller.close()
 
 
 def serve_mcp(
@@ -165,26 +172,69 @@ def serve_mcp(
     Raises RecipeError as `serve_tools` does.
     """
     _need("mcp", "serving MCP clients")
-    from saccade.toolserver.guests import Guests
+    from saccade.toolserver.bodies import Bodies, Expected, Room
     from saccade.toolserver.http_service import TokenRequired
     from saccade.toolserver.mcp_service import mcp_server
 
     token = "" if stdio else _token(host, say)
-    tools, controller = served(recipe)
-    try:
-        guests = Guests(tools, runner=controller)
+    with _ended_by_signals(), _guests(recipe) as (guests, _):
         server = mcp_server(guests)
         if stdio:
             _run_stdio(server)
-        else:
-            app = server.streamable_http_app(
-                host=host, max_request_body_size=2 * guests.limits.picture_bytes
-            )
-            app.add_middleware(TokenRequired, token=token)
-            say(f"{len(guests.specs)} tools at http://{host}:{port}/mcp")
-            _run(app, host=host, port=port)
+            return
+        most = guests.limits.picture_bytes * 4 // 3 + guests.limits.request_bytes
+        expected = Expected(
+            most,
+            f"The message is longer than {most} bytes: send smaller pictures, or raise "
+            "service.picture_bytes where the service is started.",
+            is_json=True,
+            times=5,  # as bytes, as text, as a picture file
+        )
+        app = server.streamable_http_app(host=host, max_request_body_size=most)
+        room = Room(guests.limits.in_flight_bytes)
+        app.add_middleware(Bodies, expected=lambda _: expected, room=room)
+        app.add_middleware(TokenRequired, token=token)
+        say(f"{len(guests.specs)} tools at http://{host}:{port}/mcp")
+        _run(app, host=host, port=port)
+
+
+@contextmanager
+def _guests(recipe: Recipe) -> Iterator[tuple[Guests, Controller]]:
+    """The tools of a recipe for callers whom nobody knows, ended with all that runs them."""
+    from saccade.toolserver.guests import GuestLimits, Guests
+
+    tools, controller = served(recipe)
+    try:
+        guests = Guests(tools, runner=controller, limits=GuestLimits.of(recipe.service))
+        try:
+            yield guests, controller
+        finally:
+            guests.close()
     finally:
         controller.close()
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Being told to end, by SIGTERM or SIGINT, is the usual end of a service: what must be ended
+    with it is, whatever it was doing, and the process has done well.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no other one is told
+        yield
+        return
+    ends = (signal.SIGTERM, signal.SIGINT)
+
+    def end(*_: object) -> None:
+        for one in ends:  # once is enough: another one would break off what ends
+            signal.signal(one, signal.SIG_IGN)
+        raise SystemExit(0)
+
+    before = {one: signal.signal(one, end) for one in ends}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _need(module: str, what: str) -> None:
@@ -194,7 +244,7 @@ def _need(module: str, what: str) -> None:
 
 def _token(host: str, say: Callable[[str], None]) -> str:
     """The token that is set, or a new one where nobody but this machine is listened to."""
-    token = os.environ.get(TOKEN, "")
+    token = os.environ.get(TOKEN, "").strip()
     if token:
         return token
     if not _is_loopback(host):
@@ -217,15 +267,28 @@ def _is_loopback(host: str) -> bool:
 def _run(app: Any, *, host: str, port: int) -> None:
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False)
+    # told to end, it ends what it is at, and sends itself the signal again when it has: see above
+    uvicorn.run(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=GRACE_S,
+    )
 
 
 def _run_stdio(server: Any) -> None:
-    import anyio
     from mcp.server.stdio import stdio_server
+
+    from saccade.toolserver.own_loop import OwnLoop
 
     async def run() -> None:
         async with stdio_server() as (reading, writing):
             await server.run(reading, writing, server.create_initialization_options())
 
-    anyio.run(run)
+    # not in this thread: what waits for the next line of its caller hears no signal
+    loop = OwnLoop("saccade-stdio")
+    loop.wait(run())
+    loop.close()

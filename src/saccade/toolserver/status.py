@@ -16,7 +16,7 @@ __all__ = ["status", "tables"]
 
 def status(url: str) -> dict[str, Any]:
     """Rows of tools and of workers. Raises ToolUnavailable where nobody answers as a service."""
-    token = os.environ.get(TOKEN, "")
+    token = os.environ.get(TOKEN, "").strip()
     try:
         response = httpx.get(
             f"{url.rstrip('/')}/status", headers={"Authorization": f"Bearer {token}"}, timeout=5

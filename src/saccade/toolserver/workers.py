@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -26,12 +28,12 @@ from PIL import Image
 
 from saccade import errors
 from saccade.config import BackendChoice, BackendKind
-from saccade.errors import RecipeError, ToolCrashed, ToolUnavailable
+from saccade.errors import RecipeError, SaccadeError, ToolCrashed, ToolUnavailable
 from saccade.images import ImageView
 from saccade.tools.running import Elsewhere, Returned, missed_deadline
 from saccade.tools.spec import Tool
 from saccade.toolserver import in_child
-from saccade.toolserver.in_child import OUT_OF_MEMORY, Answer
+from saccade.toolserver.in_child import OUT_OF_MEMORY, Answer, Ready
 from saccade.toolserver.shared_pictures import Block, SharedPictures
 from saccade.toolserver.wire import parts_from_json, sent
 
@@ -43,6 +45,10 @@ START_S = 120.0
 """For workers with their back ends."""
 LOCKED_S = 5.0
 """For which a pool may wait for a worker that died with its lock."""
+LOOK_S = 5.0
+"""Between two questions to workers that have nothing to do."""
+ANSWER_S = 5.0
+"""For an answer to one."""
 STALLED_S = 1.0
 """After the deadline of a call, without a word from its pool: then the pool is made anew."""
 
@@ -62,6 +68,15 @@ class WorkersHealth:
     """Workers that were killed at a deadline."""
     last_answer: float | None = None
     """Seconds since the epoch."""
+    last_failure: float | None = None
+    """When a call or a question ended without an answer, in seconds since the epoch."""
+
+    @property
+    def answers(self) -> bool | None:
+        """Whether they did the last time; None where they were asked nothing yet."""
+        if self.last_answer is None and self.last_failure is None:
+            return None
+        return (self.last_answer or 0.0) >= (self.last_failure or 0.0)
 
 
 class Workers(Elsewhere):
@@ -77,15 +92,19 @@ class Workers(Elsewhere):
         processes: Mapping[str, int] | None = None,
         memory_mb: int | None = 4096,
         niceness: int = 0,
+        cpus: Mapping[str, int] | None = None,
     ) -> None:
         """`groups`: names of tools by the group whose processes they share; `memory_mb`: address
-        space of a process, None without a limit. Raises RecipeError where a tool is in two groups.
+        space of a process, None without a limit; `cpus`: processors that those of a group share.
+        Raises RecipeError where a tool is in two groups.
         """
+        processors = _Processors()
         self._pictures = SharedPictures()
         self._groups: dict[str, _Group] = {}
         choices = {kind: choice.model_dump() for kind, choice in (backends or {}).items()}
         for group, names in groups.items():
-            start = (tuple(names), choices, memory_mb, niceness)
+            own = processors.next((cpus or {}).get(group))
+            start = (tuple(names), choices, memory_mb, niceness, own)
             made = _Group(WorkersHealth(group, (processes or {}).get(group, 1)), start, memory_mb)
             for name in names:
                 if name in self._groups:
@@ -95,20 +114,34 @@ class Workers(Elsewhere):
     def start(self) -> None:
         """Start all processes and wait until each group has one that is ready: the first calls of a
         run, or of a service's callers, need not wait for back ends. Raises ToolUnavailable where
-        none is after START_S.
+        none is after START_S, and what its workers say where they can't make their tools; then all
+        are ended.
         """
+        try:
+            self._start()
+        except SaccadeError:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        from pebble import ProcessExpired
+
         waiting = [
             (group, group.ready_pool().schedule(in_child.ready))
             for group in dict.fromkeys(self._groups.values())
         ]
         for group, future in waiting:
             try:
-                future.result(timeout=START_S)
-            except (FutureTimeout, BrokenProcessPool):
+                told: Ready = future.result(timeout=START_S)
+            except (FutureTimeout, ProcessExpired, BrokenProcessPool):
                 raise ToolUnavailable(
-                    f"The workers of {group.health.group} did not start in {START_S:g} s: is the "
-                    "machine out of memory?"
+                    f"The workers of {group.health.group} do not start: they ended, or said "
+                    f"nothing for {START_S:g} s. Is it the memory, of which service.memory_mb "
+                    f"gives each {group.memory_mb} MB?"
                 ) from None
+            if told.error:
+                raise getattr(errors, told.kind)(told.error)
+            group.health.last_answer = time.time()
 
     def pids(self) -> list[int]:
         """Of workers, as they are told by calls that are as many as there are processes."""
@@ -117,7 +150,7 @@ class Workers(Elsewhere):
             for group in dict.fromkeys(self._groups.values())
             for _ in range(4 * group.health.processes)
         ]
-        return sorted({future.result(timeout=START_S) for future in asked})
+        return sorted({future.result(timeout=START_S).pid for future in asked})
 
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time: one in each process, and one that waits
@@ -126,8 +159,13 @@ class Workers(Elsewhere):
         return 2 * self._groups[name].health.processes
 
     def health(self) -> list[WorkersHealth]:
-        """Of each group, at once."""
-        return [group.health for group in dict.fromkeys(self._groups.values())]
+        """Of each group, at once. Those that have nothing to do are asked whether they are there,
+        and nobody waits for what they say: the next one who asks is told.
+        """
+        groups = [*dict.fromkeys(self._groups.values())]
+        for group in groups:
+            group.look()
+        return [group.health for group in groups]
 
     async def run(
         self, tool: Tool, arguments: Mapping[str, Any], *, deadline_s: float
@@ -176,13 +214,48 @@ class _Group:
     """Processes that share their tools."""
 
     health: WorkersHealth
-    start: tuple[tuple[str, ...], dict[BackendKind, dict[str, Any]], int | None, int]
+    start: tuple[
+        tuple[str, ...], dict[BackendKind, dict[str, Any]], int | None, int, tuple[int, ...]
+    ]
     """What a new worker is told."""
     memory_mb: int | None
     pool: Any = None
     lock: threading.Lock = field(default_factory=threading.Lock)
     ending: list[threading.Thread] = field(default_factory=list)
     """Of pools that were given up."""
+    looked: Any = None
+    """The last question to idle workers, and when it was asked."""
+    looked_at: float = 0.0
+
+    def look(self) -> None:
+        """Ask an idle worker whether it is there, once in LOOK_S; one that says nothing for
+        ANSWER_S does not answer. Replacing it is left to the next call: it may only be starting.
+        """
+        now = time.monotonic()
+        with self.lock:
+            if self.pool is None or self.health.running:
+                return
+            if self.looked is not None and not self.looked.done():
+                if now - self.looked_at > ANSWER_S:
+                    self.health.last_failure = time.time()
+                return
+            if now - self.looked_at < LOOK_S:
+                return
+            self.looked_at = now
+            try:
+                self.looked = self.pool.schedule(in_child.ready)
+            except RuntimeError:  # it is stopped; the next call makes a new one
+                self.health.last_failure = time.time()
+                return
+        self.looked.add_done_callback(self._seen)
+
+    def _seen(self, future: Any) -> None:
+        if future.cancelled():
+            return
+        if future.exception() is None and not future.result().error:
+            self.health.last_answer = time.time()
+        else:
+            self.health.last_failure = time.time()
 
     async def answer(
         self,
@@ -210,12 +283,15 @@ class _Group:
                     answer = await self._asked(pool, (name, arguments, blocks), left)
                 except ProcessExpired as expired:
                     self.health.died += 1
+                    self.health.last_failure = time.time()
                     died += 1
                     starved += expired.exitcode == OUT_OF_MEMORY
                 except TimeoutError:
                     self.health.killed += 1
+                    self.health.last_failure = time.time()
                     raise missed_deadline(name, deadline_s) from None
                 except (BrokenProcessPool, _Stalled):  # no fault of this call
+                    self.health.last_failure = time.time()
                     self._discard(pool)
                 else:
                     self.health.answered += 1
@@ -270,6 +346,23 @@ class _Group:
 def _end(pool: Any) -> None:
     pool.stop()
     pool.join()
+
+
+class _Processors:
+    """Hands out the processors that this process may use, in turn."""
+
+    def __init__(self) -> None:
+        is_linux = sys.platform == "linux"  # others do not keep this limit
+        self._all = sorted(os.sched_getaffinity(0)) if is_linux else []
+        self._at = 0
+
+    def next(self, count: int | None) -> tuple[int, ...]:
+        """So many of them; none where all may be used."""
+        if count is None or count >= len(self._all):
+            return ()
+        own = [self._all[(self._at + n) % len(self._all)] for n in range(count)]
+        self._at += count
+        return tuple(own)
 
 
 class _Stalled(Exception):
