@@ -39,7 +39,7 @@ from saccade.toolserver.wire import parts_from_json, sent
 
 __all__ = ["Workers", "WorkersHealth"]
 
-TRIES = 4
+TRIES = 8
 """Of a call whose workers die under it."""
 START_S = 120.0
 """For workers with their back ends."""
