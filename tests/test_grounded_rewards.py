@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -300,7 +301,8 @@ def judge(
 @pytest.mark.parametrize(
     ("reply", "value"),
     [("yes", 1.0), ("Yes.", 1.0), ("No, it is not.", 0.0), ("perhaps", None), ("", None),
-     ("yes and no", None), ("The answer is yes", None)],
+     ("yes and no", None), ("The answer is yes", None), ("<think> hmm no </think> Yes", 1.0),
+     ("<think> yes? </think>\n\nNo.", 0.0), ("<think> yes", None), ("<think> yes </think>", None)],
 )  # fmt: skip
 def test_a_judge_says_yes_or_no_and_anything_else_is_no_score(
     reply: str, value: float | None
@@ -341,34 +343,66 @@ def test_equal_and_missing_answers_are_not_asked_about() -> None:
     assert reward(episode("<answer> 3", COUNT), COUNT) == 0.0
 
 
-def test_a_real_endpoint_is_asked_with_the_official_client() -> None:
-    bodies: list[bytes] = []
+@contextmanager
+def endpoint(
+    body: bytes, content_type: str = "application/json"
+) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that sends this body, whatever it is asked: its address, and what it was asked."""
+    asked: list[bytes] = []
 
     class Endpoint(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            message = {"role": "assistant", "content": "yes"}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-            said = json.dumps({**head, "choices": [choice]}).encode()
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(said)
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None: ...
 
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True)
     thread.start()
     try:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        assert judge_reward("m", base_url=url)(episode(LOOSE, COUNT), COUNT) == 1.0
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
     finally:
         server.shutdown()
         server.server_close()
-    assert b"three in number" in bodies[0]
+
+
+def completion(*choices: object) -> bytes:
+    head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+    return json.dumps({**head, "choices": choices}).encode()
+
+
+def test_a_real_endpoint_is_asked_with_the_official_client() -> None:
+    message = {"role": "assistant", "content": "yes"}
+    body = completion({"index": 0, "finish_reason": "stop", "message": message})
+    with endpoint(body) as (url, asked):
+        assert judge_reward("m", base_url=url)(episode(LOOSE, COUNT), COUNT) == 1.0
+    assert b"three in number" in asked[0]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"<html>busy", b'{"choices": [{"ind', b"\xff\xfe{", b"null", b"[1]", b'"yes"',
+        b"[" * 200_000, b'{"id": "1"}', b'{"choices": null}', b'{"choices": {"a": 1}}',
+        b'{"choices": "yes"}', completion(), completion(None), completion("yes"),
+        completion({"index": 0}), completion({"message": "yes"}),
+        completion({"message": {"content": None}}), completion({"message": {"content": ["yes"]}}),
+    ],
+)  # fmt: skip
+def test_a_judge_that_sends_what_is_no_reply_gives_no_score(body: bytes, content_type: str) -> None:
+    """Each of these came with status 200 from some server; each once ended the training."""
+    with endpoint(body, content_type) as (url, asked):
+        reward = judge_reward("m", base_url=url, timeout_s=5, retries=0)
+        score = reward.score(episode(LOOSE, COUNT), COUNT)
+    assert len(asked) == 1
+    assert score.value is None
+    assert score.detail.startswith("judge not reached: ")
 
 
 def test_where_the_form_is_free_it_earns_nothing_and_costs_nothing() -> None:
