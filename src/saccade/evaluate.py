@@ -69,6 +69,8 @@ GroundingMetric = Literal[
     "cut",
     "changed",
     "lost",
+    "right_before",
+    "right_after",
 ]
 Metric = (
     Literal["accuracy", "lenient", "coverage", "tightness", "calls", "completion_tokens"]
@@ -393,6 +395,8 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "cut": lambda row: _share_of_boxes(row, "cut"),
     "changed": lambda row: _changed(row),
     "lost": lambda row: _lost(row),
+    "right_before": lambda row: _right_before(row),
+    "right_after": lambda row: None if row.before is None else float(row.strict or False),
 }
 
 
@@ -408,6 +412,14 @@ def _changed(row: SampleRow) -> float | None:
 def _lost(row: SampleRow) -> float | None:
     """Whether a control left no answer where there was one; None where it had nothing to change."""
     return None if not row.before else float(not row.answer)
+
+
+def _right_before(row: SampleRow) -> float | None:
+    """Whether the answer was right before a control changed something; None where it had nothing to
+    change. Beside `right_after`, over the same items: in `accuracy` those with nothing to change
+    stand as they were, and make a drop look smaller than it is.
+    """
+    return None if row.before is None else float(strict(row.gold, row.before))
 
 
 def _right_and_found(row: SampleRow) -> float | None:
