@@ -31,7 +31,7 @@ from saccade.rewards import (
     grpo_gr_released,
     judge_reward,
 )
-from saccade.rewards.grounded import boxes_of, counted
+from saccade.rewards.grounded import boxes_of, counted, things_in
 from saccade.rl import rubric_of
 from saccade.types import (
     Episode,
@@ -52,12 +52,12 @@ COUNT = Sample("c", "How many cups are there?", (IMAGE,), "3", kind="count")
 NONE = Sample("n", "How many cups are there?", (IMAGE,), "0", kind="count")
 
 
-def episode(text: str, sample: Sample) -> Episode:
+def episode(text: str, sample: Sample, *, image: ImageRef = IMAGE) -> Episode:
     parsed = Grounded().parse(text)
     named, refused = boxes_named(
         parsed,
         NOTATIONS["inline"],
-        images={"img_0": IMAGE},
+        images={"img_0": image},
         frame=lambda image: Frame.thousand(image.width, image.height),
     )
     return Episode(
@@ -153,7 +153,7 @@ def test_whatever_is_written_pays_at_most_what_honesty_pays(
     text = turn("I see a cup " + " ".join(f"a cup {list(b)}" for b in boxes), said)
     value = ours(text, sample)
     assert 0.0 <= value <= (1.2 if sample is RELATION else 1.4)
-    if len(boxes_of(episode(text, sample)).good) != counted(said):
+    if things_in(boxes_of(episode(text, sample)).good) != counted(said):
         assert value <= 1.2
     assert value == 0.0 or answer(episode(text, sample), sample) == 1.0
 
@@ -169,7 +169,95 @@ def test_boxes_are_told_apart_by_what_they_are_worth() -> None:
     )
     found = boxes_of(episode(text, COUNT))
     assert [b.box for b in found.good] == [Box(100, 100, 200, 200), Box(900, 900, 1000, 1000)]
-    assert (found.redundant, found.invalid, found.cut, found.written) == (1, 3, 1, 6)
+    assert (found.redundant, found.invalid, found.cut, found.written) == (1, 1, 1, 6)
+    assert (found.specks, found.wholes) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1333, 750), (7680, 4320), (4320, 7680)])
+@pytest.mark.parametrize("side", [20, 60])
+def test_a_small_thing_of_a_large_picture_is_a_thing(size: tuple[int, int], side: int) -> None:
+    image = ImageRef("b" * 64, *size)
+    made = replace(RELATION, images=(image,))
+    for x, y in ((100, 100), (311, 207), (size[0] - 90, size[1] - 77)):
+        gold = Box(x, y, x + side, y + side)
+        values = [*Frame.thousand(*size).encode_box(gold)]
+        found = boxes_of(episode(turn(f"a cup {values} stands", "yes"), made, image=image))
+        assert (len(found.good), found.specks, found.invalid) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("box", "worth"),
+    [
+        ("[500, 500, 503, 900]", "specks"),
+        ("[500, 500, 504, 900]", "good"),
+        ("[0, 0, 899, 1000]", "good"),  # what no reward without labels can price
+        ("[0, 0, 901, 1000]", "wholes"),
+        ("[5, 5, 5, 9]", "invalid"),
+        ("[9, 9, 1, 1]", "invalid"),
+        ("[1001, 2, 1100, 9]", "invalid"),
+        ("[1, 2, 3]", "invalid"),
+    ],
+)
+def test_each_box_is_of_one_kind_around_the_thresholds(box: str, worth: str) -> None:
+    found = boxes_of(episode(turn(f"a cup {box} is there", "yes"), RELATION))
+    kinds = ("invalid", "specks", "wholes", "redundant")
+    told = {kind: getattr(found, kind) for kind in kinds} | {"good": len(found.good)}
+    assert {kind for kind, count in told.items() if count} == {worth}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "things"),
+    [
+        # shifted by this much of 100: IoU is (100 - s) / (100 + s)
+        (["[100, 100, 200, 200]", "[118, 100, 218, 200]"], 1),  # 0.69
+        (["[100, 100, 200, 200]", "[133, 100, 233, 200]"], 1),  # 0.504
+        (["[100, 100, 200, 200]", "[134, 100, 234, 200]"], 2),  # 0.493
+        (["[100, 100, 400, 400]", "[200, 200, 300, 300]", "[230, 230, 270, 270]"], 1),
+        (["[200, 200, 300, 300]", "[200, 220, 500, 300]"], 1),  # 80 of 100 rows
+        (["[200, 200, 300, 300]", "[200, 221, 500, 320]"], 2),
+        (["[100, 100, 900, 400]", *CUPS], 3),  # one around them is none of them
+        ([*CUPS, "[100, 100, 900, 400]"], 3),
+    ],
+)
+def test_what_holds_or_half_covers_another_box_is_no_other_counted_thing(
+    boxes: list[str], things: int
+) -> None:
+    text = turn("cups " + " and one ".join(boxes), str(things))
+    sample = replace(COUNT, answer=str(things))
+    made = episode(text, sample)
+    assert things_in(boxes_of(made).good) == things
+    assert grounded_count(made, sample) == 1.0
+    more = turn("cups " + " and one ".join(boxes), str(things + 1))
+    assert grounded_count(episode(more, sample), sample) == 0.0
+
+
+def test_a_thing_inside_of_another_keeps_the_reward_of_form() -> None:
+    text = turn("a cup [300, 300, 400, 400] inside of a box [100, 100, 600, 600]", "yes")
+    assert grounded_format(episode(text, RELATION), RELATION) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rethink", "redundant", "good"),
+    [
+        ("so the cup [100, 100, 200, 200] it is", 0, 1),
+        ("a cup [102, 100, 200, 200]", 0, 1),
+        ("[100, 100, 200, 200] it is", 0, 1),
+        ("a cup [100, 100, 200, 200], cup [100, 100, 200, 200]", 1, 1),  # once is free
+        ("a can [100, 100, 200, 200]", 1, 1),
+        ("a cup [500, 500, 600, 600]", 0, 2),
+        ("a can [500, 500, 600, 600], a can [500, 500, 600, 600]", 1, 2),
+    ],
+)
+def test_what_a_second_thought_says_again_is_neither_a_repetition_nor_another_thing(
+    rethink: str, redundant: int, good: int
+) -> None:
+    made = episode(turn("I see a cup [100, 100, 200, 200]", "1", rethink), COUNT)
+    found = boxes_of(made)
+    assert (found.redundant, len(found.good), found.invalid) == (redundant, good, 0)
+    assert found.written == good + redundant
+    one = replace(COUNT, answer="1")
+    assert grounded_count(made, one) == float(good == 1)
+    assert grounded_format(made, one) == pytest.approx(good / (good + redundant))
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,8 @@ GroundingMetric = Literal[
     "acc_at_0_5",
     "boxes",
     "invalid",
+    "specks",
+    "wholes",
     "redundant",
     "cut",
     "changed",
@@ -391,6 +393,8 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "acc_at_0_5": lambda row: _right_and_found(row),
     "boxes": _of_grounding("boxes"),
     "invalid": lambda row: _share_of_boxes(row, "invalid"),
+    "specks": lambda row: _share_of_boxes(row, "specks"),
+    "wholes": lambda row: _share_of_boxes(row, "wholes"),
     "redundant": lambda row: _share_of_boxes(row, "redundant"),
     "cut": lambda row: _share_of_boxes(row, "cut"),
     "changed": lambda row: _changed(row),
@@ -429,7 +433,9 @@ def _right_and_found(row: SampleRow) -> float | None:
     return float(bool(row.strict) and row.grounding.mean_iou >= 0.5)
 
 
-def _share_of_boxes(row: SampleRow, what: Literal["invalid", "redundant", "cut"]) -> float | None:
+def _share_of_boxes(
+    row: SampleRow, what: Literal["invalid", "specks", "wholes", "redundant", "cut"]
+) -> float | None:
     """Of the boxes of an episode; None where it wrote none."""
     if row.grounding is None or not row.grounding.boxes:
         return None
