@@ -366,6 +366,30 @@ def test_a_recipe_weighs_rewards_and_gates_them() -> None:
         rubric_of(RlConfig(reward="judge"))
 
 
+@pytest.mark.parametrize("order", [(RELATION, COUNT, NONE), (COUNT, NONE, RELATION)])
+def test_in_a_mixed_batch_each_sample_has_its_own_count_reward(order: tuple[Sample, ...]) -> None:
+    """The released trainer asks the first item of the data whether anything is counted."""
+    honest = {"r": HONEST_RELATION, "c": HONEST_COUNT, "n": HONEST_NONE}
+    scores = {s.id: OURS.score(episode(honest[s.id], s)) for s in order}
+    assert {i: s.value for i, s in scores.items()} == pytest.approx({"r": 1.2, "c": 1.4, "n": 1.4})
+    counts = {i: "grounded_count none" not in s.detail for i, s in scores.items()}
+    assert counts == {"r": False, "c": True, "n": True}
+
+
+def test_a_closing_tag_costs_where_it_is_read_as_a_word_and_never_here() -> None:
+    """BLEU of the released code counts `</answer>` as a word: "yes" earned 0.05 and not 0.10."""
+    closed = episode(HONEST_RELATION, RELATION)
+    cut = episode(HONEST_RELATION.removesuffix(" </answer>"), RELATION)
+    for published in (grpo_gr_released, grpo_gr_paper):
+        lost = published.score(cut, RELATION).value - published.score(closed, RELATION).value
+        assert lost == pytest.approx(0.05)
+    assert (
+        ours(HONEST_RELATION, RELATION)
+        == 1.2
+        > ours(HONEST_RELATION.removesuffix(" </answer>"), RELATION)
+    )
+
+
 # --- the judge ------------------------------------------------------------------------------------
 
 LOOSE = turn(f"a cup {CUPS[0]} stands there", "they are three in number, all told")
