@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from saccade import measure
 from saccade.config import Recipe
-from saccade.controls import CONTROLS, Counterfactual, counterfactual, masked
+from saccade.controls import CONTROLS, Counterfactual, _four, _jittered, counterfactual, masked
 from saccade.dialects import NOTATIONS, dialect
 from saccade.engines import Sampling, TurnRequest
 from saccade.engines.scripted import ScriptedEngine
 from saccade.errors import DataError, RecipeError
-from saccade.geometry import Box, Frame
+from saccade.geometry import Box, Frame, iou
 from saccade.image_store import ImageStore
 from saccade.images import root_view
 from saccade.models.tiny import SETTINGS, build_tokenizer
@@ -123,13 +125,51 @@ def test_numbers_that_a_control_puts_in_are_as_coarse_as_the_model_s_own(world: 
         assert all(n % 10 == 0 for box in found for n in box), control
     fives = f"<think> a [105, 100, 300, 400] </think>{REST}"
     assert all(n % 5 == 0 for box in values(world.change("random", fives)) for n in box)
-    small = f"<think> a [100, 100, 109, 109] </think>{REST}"
-    assert world.change("jittered", small) is None  # a twentieth of that is no number
+    small = f"<think> a [100, 100, 120, 120] </think>{REST}"
+    assert world.change("jittered", small) is None  # a step of ten would make another box of it
+
+
+tens = st.integers(0, 100).map(lambda n: 10 * n)
+boxes_in_tens = st.tuples(tens, tens, tens, tens).filter(
+    lambda b: b[0] + 40 <= b[2] and b[1] + 40 <= b[3]
+)
+
+
+@given(st.lists(boxes_in_tens, min_size=1, max_size=4), st.integers(0, 5))
+@settings(deadline=None, max_examples=60)
+def test_every_jittered_box_is_another_one_of_the_same_thing(
+    old: list[tuple[int, ...]], seed: int
+) -> None:
+    """A twentieth of a side is less than a step of ten for most things: half of the edges stood."""
+    rng = np.random.default_rng(seed)
+    for grain in (10, 5, 1):
+        for before in old:
+            values = _four(before)
+            after = _jittered(values, Frame.thousand(400, 200), grain, rng)
+            moved = [abs(a - b) for a, b in zip(after, values, strict=True)]
+            assert any(moved)
+            assert iou(Box(*values), Box(*after)) > 0.7
+            assert all(m % grain == 0 for m in moved)
+            wide, high = values[2] - values[0], values[3] - values[1]
+            for by, side in zip(moved, (wide, high) * 2, strict=True):
+                assert by <= max(grain, 0.05 * side)
+            if min(wide, high) >= 16 * grain and min(values) > 0 and max(values) < 1000:
+                assert all(moved)
+
+
+def test_where_numbers_are_fractions_every_edge_is_jittered() -> None:
+    old = (0.1, 0.1, 0.4, 0.3)
+    new = _jittered(old, Frame.unit(400, 200), 1, np.random.default_rng(0))
+    assert all(0 < abs(a - b) <= 0.015 for a, b in zip(old, new, strict=True))
 
 
 def test_shuffled_boxes_are_those_of_another_episode(world: World) -> None:
     other = world.play(f"<think> x [1, 2, 30, 40] </think>{REST}", name="other")
-    assert values(world.change("shuffled", partner=other)) == [(1, 2, 30, 40), (1, 2, 30, 40)]
+    assert values(world.change("shuffled", partner=other)) == [(0, 0, 30, 40), (0, 0, 30, 40)]
+    narrow = world.play(f"<think> x [1, 999, 4, 1000] </think>{REST}", name="other")
+    assert values(world.change("shuffled", partner=narrow))[0] == (0, 990, 10, 1000)  # with an area
+    fine = f"<think> a cup [101, 100, 200, 300] </think>{REST}"
+    assert values(world.change("shuffled", fine, partner=other)) == [(1, 2, 30, 40)]
     listed = " ".join(f"[{n}, 2, {n + 9}, 40]" for n in range(10, 60, 10))
     several = world.play(f"<think> {listed} </think>{REST}", name="other")
     first = {
@@ -139,6 +179,36 @@ def test_shuffled_boxes_are_those_of_another_episode(world: World) -> None:
     bare = world.play(f"<think> x </think>{REST}", name="other")
     assert world.change("shuffled", partner=bare) is None
     assert world.change("shuffled") is None
+
+
+def test_shuffled_boxes_lie_where_they_lay_on_a_picture_of_another_size(world: World) -> None:
+    """In pixels of resized pictures the same numbers are another place."""
+    other = world.play(f"<think> x [252, 91, 378, 182], y [0, 0, 504, 9] </think>{REST}", name="o")
+    tall = world.store.add(root_view(Image.new("RGB", (480, 640))))
+    other = replace(other, sample=replace(other.sample, images=(tall,)))
+    sizes = {tall: (504, 364), world.image: (1008, 728)}
+
+    def resized(image: ImageRef) -> Frame:
+        wide, high = sizes[image]
+        return Frame.resized(image.width, image.height, resized_width=wide, resized_height=high)
+
+    def placed(text: str) -> set[tuple[float, ...]]:
+        found = counterfactual(
+            "shuffled", world.play(text), notation=INLINE, frame=resized, store=world.store,
+            partner=other,
+        )  # fmt: skip
+        return set(values(found))
+
+    fine = f"<think> a [1, 2, 30, 40], b [5, 6, 70, 80] </think>{REST}"
+    assert placed(fine) == {(504, 182, 756, 364), (0, 0, 1007, 18)}
+    assert placed(CHAIN + REST) == {(500, 180, 760, 360), (0, 0, 1000, 20)}
+
+
+@pytest.mark.parametrize("control", [c for c in CONTROLS if "masked" not in c])
+def test_numbers_that_are_not_finite_are_no_box_to_change(world: World, control: str) -> None:
+    text = f"<think> a {A}, b [1, nan, inf, 3], c {B} </think>{REST}"
+    found = world.change(control, text, partner=world.play(CHAIN + REST, name="other"))
+    assert len(values(found)) == (0 if control == "stripped" else 2)
 
 
 def test_a_box_that_cannot_be_read_is_taken_out_and_the_others_keep_their_order(
@@ -297,6 +367,8 @@ def test_an_evaluation_asks_twice_and_measures_the_second_answer(
     assert summary.accuracy["all"].estimate == accuracy
     assert summary.grounding["changed"]["all"].estimate == changed
     assert len(asked) == 4 + 3  # q3 has nothing to change
+    for when, right in (("right_before", 1.0), ("right_after", 1.0 - changed)):
+        assert summary.grounding[when]["all"].estimate == right  # of those with boxes alone
     told = {r["id"]: r.get("before") for r in RunFolder(tmp_path / "r").rows("rows")}
     assert told == {"q0": "true", "q1": "true", "q2": "true", "q3": None}
     again = measure.run(recipe(rows, tmp_path / "r", f"eval.control={control}"), arm="a")

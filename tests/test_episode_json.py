@@ -232,7 +232,10 @@ def test_boxes_in_thoughts_come_back_and_so_do_those_that_were_none() -> None:
     root = _root()
     turn = TurnRecord(
         Parsed("a [1, 2, 3, 4]", answer=Answer("7"), rethought="so"),
-        named=(BoxNamed(root, Box(1, 2, 3, 4), "a", is_cut=True), BoxNamed(root, Box(0, 0, 2, 2))),
+        named=(
+            BoxNamed(root, Box(1, 2, 3, 4), "a", is_cut=True),
+            BoxNamed(root, Box(0, 0, 2, 2), is_rethought=True),
+        ),
         refused=(BadBox("[0, 0, 0, 0]", "no area"),),
     )
     episode = Episode(Sample("s", "?", (root,), "1"), turns=(turn,))

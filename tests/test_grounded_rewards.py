@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -30,7 +31,7 @@ from saccade.rewards import (
     grpo_gr_released,
     judge_reward,
 )
-from saccade.rewards.grounded import boxes_of, counted
+from saccade.rewards.grounded import boxes_of, counted, things_in
 from saccade.rl import rubric_of
 from saccade.types import (
     Episode,
@@ -51,12 +52,12 @@ COUNT = Sample("c", "How many cups are there?", (IMAGE,), "3", kind="count")
 NONE = Sample("n", "How many cups are there?", (IMAGE,), "0", kind="count")
 
 
-def episode(text: str, sample: Sample) -> Episode:
+def episode(text: str, sample: Sample, *, image: ImageRef = IMAGE) -> Episode:
     parsed = Grounded().parse(text)
     named, refused = boxes_named(
         parsed,
         NOTATIONS["inline"],
-        images={"img_0": IMAGE},
+        images={"img_0": image},
         frame=lambda image: Frame.thousand(image.width, image.height),
     )
     return Episode(
@@ -152,7 +153,7 @@ def test_whatever_is_written_pays_at_most_what_honesty_pays(
     text = turn("I see a cup " + " ".join(f"a cup {list(b)}" for b in boxes), said)
     value = ours(text, sample)
     assert 0.0 <= value <= (1.2 if sample is RELATION else 1.4)
-    if len(boxes_of(episode(text, sample)).good) != counted(said):
+    if things_in(boxes_of(episode(text, sample)).good) != counted(said):
         assert value <= 1.2
     assert value == 0.0 or answer(episode(text, sample), sample) == 1.0
 
@@ -168,7 +169,95 @@ def test_boxes_are_told_apart_by_what_they_are_worth() -> None:
     )
     found = boxes_of(episode(text, COUNT))
     assert [b.box for b in found.good] == [Box(100, 100, 200, 200), Box(900, 900, 1000, 1000)]
-    assert (found.redundant, found.invalid, found.cut, found.written) == (1, 3, 1, 6)
+    assert (found.redundant, found.invalid, found.cut, found.written) == (1, 1, 1, 6)
+    assert (found.specks, found.wholes) == (1, 1)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1333, 750), (7680, 4320), (4320, 7680)])
+@pytest.mark.parametrize("side", [20, 60])
+def test_a_small_thing_of_a_large_picture_is_a_thing(size: tuple[int, int], side: int) -> None:
+    image = ImageRef("b" * 64, *size)
+    made = replace(RELATION, images=(image,))
+    for x, y in ((100, 100), (311, 207), (size[0] - 90, size[1] - 77)):
+        gold = Box(x, y, x + side, y + side)
+        values = [*Frame.thousand(*size).encode_box(gold)]
+        found = boxes_of(episode(turn(f"a cup {values} stands", "yes"), made, image=image))
+        assert (len(found.good), found.specks, found.invalid) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("box", "worth"),
+    [
+        ("[500, 500, 503, 900]", "specks"),
+        ("[500, 500, 504, 900]", "good"),
+        ("[0, 0, 899, 1000]", "good"),  # what no reward without labels can price
+        ("[0, 0, 901, 1000]", "wholes"),
+        ("[5, 5, 5, 9]", "invalid"),
+        ("[9, 9, 1, 1]", "invalid"),
+        ("[1001, 2, 1100, 9]", "invalid"),
+        ("[1, 2, 3]", "invalid"),
+    ],
+)
+def test_each_box_is_of_one_kind_around_the_thresholds(box: str, worth: str) -> None:
+    found = boxes_of(episode(turn(f"a cup {box} is there", "yes"), RELATION))
+    kinds = ("invalid", "specks", "wholes", "redundant")
+    told = {kind: getattr(found, kind) for kind in kinds} | {"good": len(found.good)}
+    assert {kind for kind, count in told.items() if count} == {worth}
+
+
+@pytest.mark.parametrize(
+    ("boxes", "things"),
+    [
+        # shifted by this much of 100: IoU is (100 - s) / (100 + s)
+        (["[100, 100, 200, 200]", "[118, 100, 218, 200]"], 1),  # 0.69
+        (["[100, 100, 200, 200]", "[133, 100, 233, 200]"], 1),  # 0.504
+        (["[100, 100, 200, 200]", "[134, 100, 234, 200]"], 2),  # 0.493
+        (["[100, 100, 400, 400]", "[200, 200, 300, 300]", "[230, 230, 270, 270]"], 1),
+        (["[200, 200, 300, 300]", "[200, 220, 500, 300]"], 1),  # 80 of 100 rows
+        (["[200, 200, 300, 300]", "[200, 221, 500, 320]"], 2),
+        (["[100, 100, 900, 400]", *CUPS], 3),  # one around them is none of them
+        ([*CUPS, "[100, 100, 900, 400]"], 3),
+    ],
+)
+def test_what_holds_or_half_covers_another_box_is_no_other_counted_thing(
+    boxes: list[str], things: int
+) -> None:
+    text = turn("cups " + " and one ".join(boxes), str(things))
+    sample = replace(COUNT, answer=str(things))
+    made = episode(text, sample)
+    assert things_in(boxes_of(made).good) == things
+    assert grounded_count(made, sample) == 1.0
+    more = turn("cups " + " and one ".join(boxes), str(things + 1))
+    assert grounded_count(episode(more, sample), sample) == 0.0
+
+
+def test_a_thing_inside_of_another_keeps_the_reward_of_form() -> None:
+    text = turn("a cup [300, 300, 400, 400] inside of a box [100, 100, 600, 600]", "yes")
+    assert grounded_format(episode(text, RELATION), RELATION) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rethink", "redundant", "good"),
+    [
+        ("so the cup [100, 100, 200, 200] it is", 0, 1),
+        ("a cup [102, 100, 200, 200]", 0, 1),
+        ("[100, 100, 200, 200] it is", 0, 1),
+        ("a cup [100, 100, 200, 200], cup [100, 100, 200, 200]", 1, 1),  # once is free
+        ("a can [100, 100, 200, 200]", 1, 1),
+        ("a cup [500, 500, 600, 600]", 0, 2),
+        ("a can [500, 500, 600, 600], a can [500, 500, 600, 600]", 1, 2),
+    ],
+)
+def test_what_a_second_thought_says_again_is_neither_a_repetition_nor_another_thing(
+    rethink: str, redundant: int, good: int
+) -> None:
+    made = episode(turn("I see a cup [100, 100, 200, 200]", "1", rethink), COUNT)
+    found = boxes_of(made)
+    assert (found.redundant, len(found.good), found.invalid) == (redundant, good, 0)
+    assert found.written == good + redundant
+    one = replace(COUNT, answer="1")
+    assert grounded_count(made, one) == float(good == 1)
+    assert grounded_format(made, one) == pytest.approx(good / (good + redundant))
 
 
 @pytest.mark.parametrize(
@@ -277,6 +366,30 @@ def test_a_recipe_weighs_rewards_and_gates_them() -> None:
         rubric_of(RlConfig(reward="judge"))
 
 
+@pytest.mark.parametrize("order", [(RELATION, COUNT, NONE), (COUNT, NONE, RELATION)])
+def test_in_a_mixed_batch_each_sample_has_its_own_count_reward(order: tuple[Sample, ...]) -> None:
+    """The released trainer asks the first item of the data whether anything is counted."""
+    honest = {"r": HONEST_RELATION, "c": HONEST_COUNT, "n": HONEST_NONE}
+    scores = {s.id: OURS.score(episode(honest[s.id], s)) for s in order}
+    assert {i: s.value for i, s in scores.items()} == pytest.approx({"r": 1.2, "c": 1.4, "n": 1.4})
+    counts = {i: "grounded_count none" not in s.detail for i, s in scores.items()}
+    assert counts == {"r": False, "c": True, "n": True}
+
+
+def test_a_closing_tag_costs_where_it_is_read_as_a_word_and_never_here() -> None:
+    """BLEU of the released code counts `</answer>` as a word: "yes" earned 0.05 and not 0.10."""
+    closed = episode(HONEST_RELATION, RELATION)
+    cut = episode(HONEST_RELATION.removesuffix(" </answer>"), RELATION)
+    for published in (grpo_gr_released, grpo_gr_paper):
+        lost = published.score(cut, RELATION).value - published.score(closed, RELATION).value
+        assert lost == pytest.approx(0.05)
+    assert (
+        ours(HONEST_RELATION, RELATION)
+        == 1.2
+        > ours(HONEST_RELATION.removesuffix(" </answer>"), RELATION)
+    )
+
+
 # --- the judge ------------------------------------------------------------------------------------
 
 LOOSE = turn(f"a cup {CUPS[0]} stands there", "they are three in number, all told")
@@ -300,7 +413,8 @@ def judge(
 @pytest.mark.parametrize(
     ("reply", "value"),
     [("yes", 1.0), ("Yes.", 1.0), ("No, it is not.", 0.0), ("perhaps", None), ("", None),
-     ("yes and no", None), ("The answer is yes", None)],
+     ("yes and no", None), ("The answer is yes", None), ("<think> hmm no </think> Yes", 1.0),
+     ("<think> yes? </think>\n\nNo.", 0.0), ("<think> yes", None), ("<think> yes </think>", None)],
 )  # fmt: skip
 def test_a_judge_says_yes_or_no_and_anything_else_is_no_score(
     reply: str, value: float | None
@@ -341,34 +455,66 @@ def test_equal_and_missing_answers_are_not_asked_about() -> None:
     assert reward(episode("<answer> 3", COUNT), COUNT) == 0.0
 
 
-def test_a_real_endpoint_is_asked_with_the_official_client() -> None:
-    bodies: list[bytes] = []
+@contextmanager
+def endpoint(
+    body: bytes, content_type: str = "application/json"
+) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that sends this body, whatever it is asked: its address, and what it was asked."""
+    asked: list[bytes] = []
 
     class Endpoint(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
-            message = {"role": "assistant", "content": "yes"}
-            choice = {"index": 0, "finish_reason": "stop", "message": message}
-            head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-            said = json.dumps({**head, "choices": [choice]}).encode()
+            asked.append(self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(said)))
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(said)
+            self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None: ...
 
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=lambda: server.serve_forever(0.02), daemon=True)
     thread.start()
     try:
-        url = f"http://127.0.0.1:{server.server_port}/v1"
-        assert judge_reward("m", base_url=url)(episode(LOOSE, COUNT), COUNT) == 1.0
+        yield f"http://127.0.0.1:{server.server_port}/v1", asked
     finally:
         server.shutdown()
         server.server_close()
-    assert b"three in number" in bodies[0]
+
+
+def completion(*choices: object) -> bytes:
+    head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
+    return json.dumps({**head, "choices": choices}).encode()
+
+
+def test_a_real_endpoint_is_asked_with_the_official_client() -> None:
+    message = {"role": "assistant", "content": "yes"}
+    body = completion({"index": 0, "finish_reason": "stop", "message": message})
+    with endpoint(body) as (url, asked):
+        assert judge_reward("m", base_url=url)(episode(LOOSE, COUNT), COUNT) == 1.0
+    assert b"three in number" in asked[0]
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/html"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"<html>busy", b'{"choices": [{"ind', b"\xff\xfe{", b"null", b"[1]", b'"yes"',
+        b"[" * 200_000, b'{"id": "1"}', b'{"choices": null}', b'{"choices": {"a": 1}}',
+        b'{"choices": "yes"}', completion(), completion(None), completion("yes"),
+        completion({"index": 0}), completion({"message": "yes"}),
+        completion({"message": {"content": None}}), completion({"message": {"content": ["yes"]}}),
+    ],
+)  # fmt: skip
+def test_a_judge_that_sends_what_is_no_reply_gives_no_score(body: bytes, content_type: str) -> None:
+    """Each of these came with status 200 from some server; each once ended the training."""
+    with endpoint(body, content_type) as (url, asked):
+        reward = judge_reward("m", base_url=url, timeout_s=5, retries=0)
+        score = reward.score(episode(LOOSE, COUNT), COUNT)
+    assert len(asked) == 1
+    assert score.value is None
+    assert score.detail.startswith("judge not reached: ")
 
 
 def test_where_the_form_is_free_it_earns_nothing_and_costs_nothing() -> None:

@@ -107,7 +107,7 @@ def test_no_box_is_nothing_found_and_no_evidence_is_nothing_to_find() -> None:
 
 def test_what_is_no_box_repeats_one_or_shows_all_costs_precision() -> None:
     found = figures([*written(*TWO), "[0, 0, 0, 0]", *written(TWO[0]), "[0, 0, 504, 364]"])
-    assert (found.boxes, found.invalid, found.redundant) == (5, 2, 1)
+    assert (found.boxes, found.invalid, found.wholes, found.redundant) == (5, 1, 1, 1)
     assert found.f1 == pytest.approx(4 / 7)
     assert found.recall_iou == pytest.approx(1.0, abs=0.03)
     whole = sum(b.area for b in TWO) / (IMAGE.width * IMAGE.height)
@@ -118,7 +118,7 @@ def test_what_is_no_box_repeats_one_or_shows_all_costs_precision() -> None:
 def test_boxes_of_any_size_are_compared(box: Box) -> None:
     """Form rewards take specks and wholes for no look; things may be as small and as large."""
     found = figures(written(box), (box,))
-    assert found.invalid == 1
+    assert (found.invalid, found.specks + found.wholes) == (0, 1)
     assert found.f1 == 1.0
     assert found.mean_iou is not None
     assert found.mean_iou > 0.5
@@ -178,7 +178,11 @@ def test_every_figure_has_its_interval() -> None:
     assert f1.low is not None
     assert f1.low <= f1.estimate
     assert summary.grounding["boxes"]["all"].estimate == 1.0
-    assert summary.grounding["invalid"]["all"].estimate == 0.0  # of those that wrote any
+    for kind in ("invalid", "specks", "wholes"):
+        assert summary.grounding[kind]["all"].estimate == 0.0  # of those that wrote any
+    mixed = row([*written(TWO[0]), "[9, 9, 10, 10]", "[0, 0, 503, 363]", "[9, 9, 1, 1]"])
+    for kind in ("invalid", "specks", "wholes"):
+        assert VALUES[kind](mixed) == 0.25
     bare = summarise([row_of(episode([]), RUBRIC)], bootstrap=10)
     assert bare.grounding == {}
     assert "grounding" not in bare.to_json()
@@ -231,9 +235,26 @@ def test_boxes_agree_where_they_lie_on_what_their_phrase_names() -> None:
     assert agreement(("red star", star), ("blue square", star.moved(150, 0)))[0] == 0.5
 
 
+def test_a_place_that_is_called_by_two_names_agrees_with_one_of_them() -> None:
+    star = TWO[0]
+    twice = (("red star", star), ("blue square", star))
+    assert agreement(*twice)[0] == 0.5
+    assert agreement(*reversed(twice))[0] == 0.5  # whichever stands first
+
+
+def test_what_is_said_again_costs_no_figure() -> None:
+    made = episode([f"it {written(TWO[0])[0]}", f"that {written(TWO[1])[0]}"])
+    [turn] = made.turns
+    again = [replace(box, is_rethought=True) for box in turn.named]
+    doubled = replace(made, turns=(turn._replace(named=(*turn.named, *again)),))
+    assert grounding_of(doubled, frame=resized) == grounding_of(made, frame=resized)
+
+
 def test_what_is_only_numbered_has_the_last_name() -> None:
     told = (("blue square 1", TWO[1]), ("2", Box(400, 300, 500, 400)))
     assert agreement(*told)[0] == 1.0
+    beside = (("blue square 1", TWO[1]), ("2", TWO[1]), ("3", TWO[0]), ("red star 1", TWO[0]))
+    assert agreement(*beside)[0] == 0.75  # a place told twice counts twice, and its name goes on
 
 
 def test_boxes_of_other_things_neither_agree_nor_disagree() -> None:

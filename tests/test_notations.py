@@ -24,7 +24,21 @@ words = st.lists(
     max_size=4,
 ).map(" ".join)
 marks = st.sampled_from(
-    [*'[]{}"\n', "[[", '{"bbox_2d": ', "<box>", "</box>", "<ref>", "(1,2)", "nan", *QWEN2.specials]
+    [
+        *'[]{}"\n',
+        "[[",
+        '{"bbox_2d": ',
+        'bbox_2d": [',
+        '"label": "a", ',
+        "1, 2, 3, 4], ",
+        "]}",
+        "<box>",
+        "</box>",
+        "<ref>",
+        "(1,2)",
+        "nan",
+        *QWEN2.specials,
+    ]
 )
 
 
@@ -63,7 +77,13 @@ def test_four_numbers_in_a_row_are_no_box(notation: Notation) -> None:
 
 
 @ALL
-@pytest.mark.parametrize("piece", ['{"bbox_2d": [', "[1, 2, ", "<box>[[1, 2", "<|box_start|>(1,"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        '{"bbox_2d": [', "[1, 2, ", "<box>[[1, 2", "<|box_start|>(1,", "bbox_2d: [",
+        "{'bbox_2d': [1, 2", '{"bbox_2d": [1, 2], ', "<ref>a</ref> <box>",
+    ],
+)  # fmt: skip
 def test_hostile_texts_take_linear_time(notation: Notation, piece: str) -> None:
     def seconds(count: int) -> float:
         """The least of several: others may be at work."""
@@ -91,16 +111,32 @@ def test_hostile_texts_take_linear_time(notation: Notation, piece: str) -> None:
         (JSON, '{"bbox_2d": [1, 2, 3, 4], "label": }'),
         (JSON, '{"bbox_2d": [1, 2, 3'),
         (JSON, '{"bbox_2d": [true, 2, 3, 4]}'),
+        (JSON, '{"bbox_2d": [[1, 2, 3, 4], [5, 6, 7, 8]], "label": "two cats"}'),
+        (JSON, '"bbox_2d": [1, 2, 3, 4]'),
+        (JSON, "{'bbox_2d': [1, 2, 3, 4], 'label': 'a cat'}"),
+        (JSON, "bbox_2d: [1, 2, 3, 4]"),
+        (JSON, '{"label": \'a cat\', "bbox_2d": [1, 2, 3, 4]}'),
+        (JSON, "bbox_2d = (1, 2, 3, 4)"),
         (QWEN2, "<|box_start|>(1,2),(3)<|box_end|>"),
         (QWEN2, "<|box_start|>1,2,3,4<|box_end|>"),
         (QWEN2, "<|box_start|>(1,2),(3,4)"),
         (INTERNVL, "<box>[1, 2, 3, 4]</box>"),
         (INTERNVL, "<box>[[1, 2, 3]]</box>"),
         (INTERNVL, "<box>[[1, 2, 3, 4]]"),
+        (INTERNVL, "<box>[[1, 2, 3, 4]], " + "a cat that sits, " * 100),
     ],
 )
 def test_what_begins_like_a_box_and_is_none_failed(notation: Notation, text: str) -> None:
     assert [b.values for b in notation.find(f"so {text} then")] == [None]
+
+
+def test_a_box_without_end_takes_no_other_with_it() -> None:
+    text = "<box>[[1, 2 <ref>a cat</ref><box>[[1, 2, 3, 4]]</box>"
+    assert read(INTERNVL, text) == [(None, ""), ((1, 2, 3, 4), "a cat")]
+
+
+def test_words_about_the_key_are_prose() -> None:
+    assert JSON.find('I write "bbox_2d" for each, my_bbox_2d: [1], bbox_2d: none') == ()
 
 
 def test_brackets_with_words_are_prose() -> None:
@@ -143,14 +179,56 @@ def test_boxes_inside_of_other_objects_are_found_where_they_stand() -> None:
     )
 
 
-def test_an_object_with_two_boxes_of_one_name_is_a_box_that_failed() -> None:
-    text = '{"bbox_2d": [1, 2, 30, 40], "label": "a", "bbox_2d": [5, 6, 70, 80], "label": "b"}'
-    assert [b.values for b in JSON.find(text)] == [None]  # not the last one in silence
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ('{"bbox_2d": [1, 2, 30, 40], "label": "a", "bbox_2d": [5, 6, 70, 80], "label": "b"}',
+         "ab"),
+        ('{"label": "a", "bbox_2d": [1, 2, 30, 40], "label": "b", "bbox_2d": [5, 6, 70, 80]}',
+         "ab"),
+        ('{"bbox_2d": [1, 2, 30, 40], "bbox_2d": [5, 6, 70, 80], "label": "b"}', " b"),
+        ('{"label": "x", "label": "a", "bbox_2d": [1, 2, 30, 40], "bbox_2d": [5, 6, 70, 80]}',
+         "a "),
+        ('{"bbox_2d": [1, 2, 30, 40], "n": {}, "label": "a", "label": "x", "label": "b",'
+         ' "bbox_2d": [5, 6, 70, 80], "label": "y"}', "ab"),
+    ],
+)  # fmt: skip
+def test_an_object_may_hold_several_boxes_as_the_example_of_grit_does(
+    text: str, phrases: str
+) -> None:
+    """A reader of JSON sees the last of equal keys alone, and would lose a box in silence."""
+    said = f"so {text} then"
+    found = JSON.find(said)
+    assert [b.values for b in found] == [(1, 2, 30, 40), (5, 6, 70, 80)]
+    assert [b.phrase for b in found] == [p.strip() for p in phrases]
+    assert (found[0].start, found[1].stop) == (3, len(said) - 5)
+    assert said[found[0].stop : found[1].start] == ", "
+    swapped = JSON.rewritten(said, [(5, 6, 70, 80), (1, 2, 30, 40)])
+    assert [b.values for b in JSON.find(swapped)] == [(5, 6, 70, 80), (1, 2, 30, 40)]
+    assert [b.phrase for b in JSON.find(swapped)] == [p.strip() for p in phrases]
+    assert "bbox_2d" not in JSON.rewritten(said, [None, None])
+    assert (swapped[:3], swapped[-5:]) == ("so ", " then")
+    dotted = JSON.dotted(said, len)
+    assert JSON.find(dotted) == ()
+    assert len(said) <= len(dotted) < len(said) + 4
 
 
 def test_an_object_may_name_another_picture() -> None:
     [found] = JSON.find('{"bbox_2d": [1, 2, 3, 4], "label": "tick", "image": "img_2"}')
     assert (found.phrase, found.image) == ("tick", "img_2")
+
+
+@pytest.mark.parametrize("between", ["", " ", "\n  "])
+def test_white_space_may_stand_between_a_phrase_and_its_box(between: str) -> None:
+    [found] = INTERNVL.find(f"<ref>two dogs</ref>{between}<box>[[1, 2, 3, 4]]</box>")
+    assert (found.phrase, found.start) == ("two dogs", 0)
+    assert INTERNVL.find(f"<ref>two dogs</ref>: {between}<box>[[1, 2, 3, 4]]</box>")[0].phrase == ""
+
+
+def test_one_phrase_may_have_any_number_of_boxes() -> None:
+    many = [[n, 2, n + 30, 40] for n in range(300)]
+    found = INTERNVL.find(f"<ref>geese</ref><box>{many}</box>")
+    assert [(list(b.values or ()), b.phrase) for b in found] == [(b, "geese") for b in many]
 
 
 def test_one_phrase_may_have_several_boxes() -> None:

@@ -22,9 +22,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
+from saccade.dialects import NOTATIONS
 from saccade.episode_json import episode_from_json, episode_to_json
 from saccade.errors import DataError, ImageError
-from saccade.geometry import Box
+from saccade.geometry import Box, Frame
+from saccade.grounding import boxes_named
 from saccade.image_store import ImageStore
 from saccade.images import beside, root_view
 from saccade.report import write_report
@@ -183,6 +185,28 @@ def test_a_look_is_solid_a_written_box_dashed_and_evidence_green() -> None:
     assert _share(picture, found, 2, GAZE_COLORS[2]) == 1
     assert _share(picture, evidence, 2, EVIDENCE_COLOR) == 1
     assert picture.getpixel((420, 420)) == (0xDD, 0xDD, 0xDD)
+
+
+@pytest.mark.parametrize("name", ["InternVLChatModel", "internvl3", "InternVL3-2B"])
+def test_boxes_of_0_to_1000_are_drawn_on_their_things_whatever_the_model_is_called(
+    name: str,
+) -> None:
+    """GRIT's drawings tell the frame by the case of a name, and take 0..1000 for pixels."""
+    store = ImageStore()
+    ref = store.add(root_view(_picture()))
+    thing = Box(200, 60, 320, 210)  # of 400 x 300
+    frame = Frame.thousand(ref.width, ref.height)
+    said = f"{name}: " + NOTATIONS["internvl"].write(frame.encode_box(thing), "the bar")
+    parsed = Parsed(said, answer=Answer("7"))
+    named, refused = boxes_named(
+        parsed, NOTATIONS["internvl"], images={"img_0": ref}, frame=lambda image: frame
+    )
+    episode = _episode(store, TurnRecord(parsed, named=named, refused=refused))
+    picture = gaze_picture(episode, store, max_side_px=800)
+    assert [r.phrase for r in episode.gaze] == ["the bar"]
+    assert 0.3 < _share(picture, thing, 2, GAZE_COLORS[0]) < 0.95  # dashed
+    as_pixels = Box(*frame.encode_box(thing)).clip(ref.width, ref.height)
+    assert as_pixels is None or _share(picture, as_pixels, 2, GAZE_COLORS[0]) < 0.1
 
 
 def test_a_written_box_stays_visible_on_the_look_that_it_asked_for() -> None:

@@ -281,6 +281,23 @@ def test_a_turn_that_is_cut_short_ends_the_episode_and_is_no_answer(world: World
     assert episode.score.value == 0.0
 
 
+def test_of_a_turn_that_is_cut_short_its_sampled_ids_are_trained_and_no_end_of_turn(
+    world: World,
+) -> None:
+    """GRIT's trainer appends an end of turn that nobody sampled, and trains it."""
+    from saccade.tokens import episode_tree, flatten
+
+    episode = world.play("long " * 50, limits=Limits(4, 30, 8000))
+    flat = flatten(episode_tree([episode]), RENDERER)
+    trained = flat.ids[flat.trained].tolist()
+    assert trained == list(episode.segments[-1].ids)
+    assert len(trained) == 30
+    end = RENDERER.tokenizer.token_to_id("<|im_end|>")
+    assert end not in trained
+    whole = flatten(episode_tree([world.play(say("42"))]), RENDERER)
+    assert whole.ids[whole.trained][-1] == end
+
+
 def test_a_turn_gets_no_more_tokens_than_sampling_limits_and_context_allow(world: World) -> None:
     prompt = len(world.play(say("42")).segments[0].ids)
     for sampling, per_turn, context, wanted in (

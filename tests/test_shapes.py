@@ -15,7 +15,7 @@ from saccade.rewards import Rubric, answer, valid_calls
 from saccade.rewards.grounded import asks_for_boxes
 from saccade.tasks import Task, task_named
 from saccade.tasks.check import check
-from saccade.tasks.hacks import HACKS, UNPRICED, hacked
+from saccade.tasks.hacks import HACKS, PRICED_WHERE_COUNTED, UNPRICED, hacked
 from saccade.tasks.mix import Mix
 from saccade.worlds.drawing import COLORS
 from saccade.worlds.shapes import (
@@ -249,7 +249,7 @@ def test_each_hack_earns_less_than_honesty_in_our_mode_alone() -> None:
     rows = {row.name: row for row in hacked(samples)}
     honest = rows["honest, right"].earned
     for name, row in rows.items():
-        if name in ("honest, right", *UNPRICED):
+        if name in ("honest, right", *UNPRICED, *PRICED_WHERE_COUNTED):
             continue
         assert row.earned["ours"] < honest["ours"] - 0.15
         if not row.is_right:
@@ -259,6 +259,11 @@ def test_each_hack_earns_less_than_honesty_in_our_mode_alone() -> None:
     assert rows["never closed"].earned["paper"] > honest["paper"]
     for name in UNPRICED:  # told in the docs; the moment it is priced, this should say so
         assert rows[name].earned["ours"] == pytest.approx(honest["ours"], abs=0.01)
+    counts = [(s, g, w) for s, g, w in samples if s.kind == "count" and int(s.answer) > 2]
+    told = {row.name: row for row in hacked(counts)}
+    for name in PRICED_WHERE_COUNTED:
+        assert told[name].earned["ours"] < told["honest, right"].earned["ours"] - 0.15
+        assert rows[name].earned["ours"] > told[name].earned["ours"]
     with pytest.raises(ValueError, match="got none"):
         hacked([])
 

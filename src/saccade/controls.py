@@ -12,6 +12,7 @@ changed nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
@@ -19,7 +20,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from saccade.dialects.notations import Notation
-from saccade.geometry import Box, Frame
+from saccade.geometry import Box, Frame, iou
 from saccade.grounding_figures import elsewhere
 from saccade.image_store import ImageStore
 from saccade.types import Episode, ImageRef, Sample
@@ -44,7 +45,10 @@ END = "</think>"
 """Where a chain with its boxes ends."""
 RETHINK, RETHOUGHT = "<rethink>", "</rethink>"
 JITTER = 0.05
-"""Of a side: by how much an edge of a jittered box moves, at most."""
+"""Of a side: by how much an edge of a jittered box moves, at most, or by one step of the grain."""
+JITTERED_IOU = 0.7
+"""With what it was: above it a jittered box is one of the same thing."""
+JITTER_TRIES = 16
 
 
 class Counterfactual(NamedTuple):
@@ -68,11 +72,13 @@ def counterfactual(
     """What the control makes of a finished episode; None where it has no boxes to change.
 
     - `stripped`: the boxes are taken out of the chain, their phrases stay;
-    - `shuffled`: they are those of `partner`, another sample's episode, in any order;
+    - `shuffled`: they are those of `partner`, another sample's episode, in any order, each where it
+      lies on the partner's picture, as shares of its sides;
     - `random`: they lie anywhere, each as large as it was;
     - `exchanged`: each has the place of the next one, so that things change their places;
-    - `jittered`: each edge moves by at most a twentieth of its side, to a number as coarse as the
-      model's own;
+    - `jittered`: each edge moves by up to a twentieth of its side, to a number as coarse as the
+      model's own, so by one step of those where that is more; as many edges as leave the box an IoU
+      above 0.7 with what it was, and none of one that is too small for that;
     - `gaze-masked`, `rest-masked`: the picture is gray where boxes are, or everywhere else;
     - `random-masked`: it is gray in as many places as large, anywhere.
 
@@ -87,12 +93,16 @@ def counterfactual(
     begun = _chain(episode)
     if begun is None:
         return None
-    written = [b.values for b in notation.find(begun)]
+    written = _written_in(begun, notation)
     values = [v for v in written if v is not None]
     if not values:
         return None
-    image = episode.sample.images[0]
-    new = _values(control, values, partner, notation, frame(image), rng)
+    own = frame(episode.sample.images[0])
+    if control == "shuffled":
+        theirs = [] if partner is None else _carried(partner, own, notation, frame)
+        new = _shuffled(values, theirs, own, rng)
+    else:
+        new = _values(control, values, own, rng)
     if new is None:
         return None
     given = iter(new)
@@ -126,22 +136,38 @@ def chain_and_rethink(episode: Episode) -> tuple[str, str] | None:
     return said[:start], said[start:stop]
 
 
+def _written_in(chain: str, notation: Notation) -> list[_Values | None]:
+    """The numbers of each box in a chain; None where they are no four finite ones."""
+    found = (b.values for b in notation.find(chain))
+    return [v if v is not None and all(map(math.isfinite, v)) else None for v in found]
+
+
+def _carried(
+    partner: Episode, own: Frame, notation: Notation, frame: Callable[[ImageRef], Frame]
+) -> list[_Values]:
+    """A partner's boxes in this frame: at the same shares of the sides of the picture."""
+    there = frame(partner.sample.images[0])
+    scale = np.divide(own.extent, there.extent).tolist() * 2
+    found = (v for v in _written_in(_chain(partner) or "", notation) if v is not None)
+    return [_four([n * s for n, s in zip(v, scale, strict=True)]) for v in found]
+
+
+def _shuffled(
+    values: Sequence[_Values], theirs: Sequence[_Values], frame: Frame, rng: np.random.Generator
+) -> list[_Values | None] | None:
+    if not theirs:
+        return None
+    grain, order = _grain(values), rng.permutation(len(theirs))
+    drawn = [theirs[order[n % len(theirs)]] for n in range(len(values))]
+    return [_written(v, frame, grain) for v in drawn]
+
+
 def _values(
-    control: str,
-    values: Sequence[_Values],
-    partner: Episode | None,
-    notation: Notation,
-    frame: Frame,
-    rng: np.random.Generator,
+    control: str, values: Sequence[_Values], frame: Frame, rng: np.random.Generator
 ) -> list[_Values | None] | None:
     if control == "stripped":
         return [None] * len(values)
     grain = _grain(values)
-    if control == "shuffled":
-        chain = "" if partner is None else _chain(partner) or ""
-        theirs = [b.values for b in notation.find(chain) if b.values is not None]
-        order = rng.permutation(len(theirs))
-        return [theirs[order[n % len(theirs)]] for n in range(len(values))] if theirs else None
     if control == "exchanged":
         return [*values[1:], values[0]] if len(set(values)) > 1 else None
     if control == "random":
@@ -167,20 +193,51 @@ def _anywhere(values: _Values, frame: Frame, grain: int, rng: np.random.Generato
 
 
 def _jittered(values: _Values, frame: Frame, grain: int, rng: np.random.Generator) -> _Values:
+    """The box with as many edges moved as it stands; itself where it can't be or is no box."""
     x0, y0, x1, y1 = values
-    reach = (JITTER * abs(x1 - x0), JITTER * abs(y1 - y0)) * 2
-    moved = [v + float(rng.uniform(-1, 1)) * r for v, r in zip(values, reach, strict=True)]
+    if x0 >= x1 or y0 >= y1:
+        return values
+    reach = (JITTER * (x1 - x0), JITTER * (y1 - y0)) * 2
+    for edges in (4, 3, 2, 1):
+        for _ in range(JITTER_TRIES):
+            moved = list(values)
+            for n in rng.permutation(4)[:edges]:
+                by = _step(reach[n], grain, rng) if frame.is_integral else rng.uniform(0, reach[n])
+                moved[n] += float(by * rng.choice((-1, 1)))
+            if _is_same_thing(values, moved, frame):
+                return _four(moved)
+    return values
+
+
+def _step(reach: float, grain: int, rng: np.random.Generator) -> int:
+    """A way that an edge moves in whole numbers: from one grain to as many as reach so far."""
+    return grain * int(rng.integers(1, max(1, int(reach // grain)) + 1))
+
+
+def _is_same_thing(old: Sequence[float], new: Sequence[float], frame: Frame) -> bool:
     limits = (*frame.limit, *frame.limit)
-    a, b, c, d = (min(max(v, 0.0), most) for v, most in zip(moved, limits, strict=True))
-    return _written((a, b, c, d), frame, grain)
+    inside = all(a == b or 0 <= b <= m for a, b, m in zip(old, new, limits, strict=True))
+    if not inside or new[0] >= new[2] or new[1] >= new[3]:
+        return False
+    return iou(Box(*old), Box(*new)) > JITTERED_IOU
+
+
+def _four(values: Sequence[float]) -> _Values:
+    a, b, c, d = values
+    return (a, b, c, d)
 
 
 def _written(values: _Values, frame: Frame, grain: int) -> _Values:
-    """As the model would write it."""
+    """As the model would write it: on its grain, inside of the picture, and with an area."""
     if not frame.is_integral:
         return values
-    a, b, c, d = (float(grain * round(v / grain)) for v in values)
-    return (a, b, c, d)
+    most = [int(limit // grain) for limit in (*frame.limit, *frame.limit)]
+    steps = [min(max(round(v / grain), 0), m) for v, m in zip(values, most, strict=True)]
+    for low, high in ((0, 2), (1, 3)):
+        if values[low] < values[high] and steps[low] == steps[high]:
+            steps[high] = min(steps[low] + 1, most[high])
+            steps[low] = steps[high] - 1
+    return _four([float(grain * step) for step in steps])
 
 
 MASK_TRIES = 100

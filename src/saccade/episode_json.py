@@ -337,6 +337,7 @@ def _named_out(named: Sequence[BoxNamed], images: ImageTable) -> list[dict[str, 
             "box": list(n.box.as_tuple()),
             "phrase": n.phrase,
             **({"is_cut": True} if n.is_cut else {}),
+            **({"is_rethought": True} if n.is_rethought else {}),
         }
         for n in named
     ]
@@ -344,8 +345,13 @@ def _named_out(named: Sequence[BoxNamed], images: ImageTable) -> list[dict[str, 
 
 def _named_in(values: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> Iterator[BoxNamed]:
     for value in values:
-        image, is_cut = _at(images, value["image"]), value.get("is_cut", False)
-        yield BoxNamed(image, Box(*value["box"]), value["phrase"], is_cut=is_cut)
+        yield BoxNamed(
+            _at(images, value["image"]),
+            Box(*value["box"]),
+            value["phrase"],
+            is_cut=value.get("is_cut", False),
+            is_rethought=value.get("is_rethought", False),
+        )
 
 
 def _turn_out(turn: TurnRecord, images: ImageTable) -> dict[str, Any]:

@@ -65,10 +65,14 @@ GroundingMetric = Literal[
     "acc_at_0_5",
     "boxes",
     "invalid",
+    "specks",
+    "wholes",
     "redundant",
     "cut",
     "changed",
     "lost",
+    "right_before",
+    "right_after",
 ]
 Metric = (
     Literal["accuracy", "lenient", "coverage", "tightness", "calls", "completion_tokens"]
@@ -389,10 +393,14 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "acc_at_0_5": lambda row: _right_and_found(row),
     "boxes": _of_grounding("boxes"),
     "invalid": lambda row: _share_of_boxes(row, "invalid"),
+    "specks": lambda row: _share_of_boxes(row, "specks"),
+    "wholes": lambda row: _share_of_boxes(row, "wholes"),
     "redundant": lambda row: _share_of_boxes(row, "redundant"),
     "cut": lambda row: _share_of_boxes(row, "cut"),
     "changed": lambda row: _changed(row),
     "lost": lambda row: _lost(row),
+    "right_before": lambda row: _right_before(row),
+    "right_after": lambda row: None if row.before is None else float(row.strict or False),
 }
 
 
@@ -410,6 +418,14 @@ def _lost(row: SampleRow) -> float | None:
     return None if not row.before else float(not row.answer)
 
 
+def _right_before(row: SampleRow) -> float | None:
+    """Whether the answer was right before a control changed something; None where it had nothing to
+    change. Beside `right_after`, over the same items: in `accuracy` those with nothing to change
+    stand as they were, and make a drop look smaller than it is.
+    """
+    return None if row.before is None else float(strict(row.gold, row.before))
+
+
 def _right_and_found(row: SampleRow) -> float | None:
     """Right, with a mean IoU of at least 0.5; None without evidence."""
     if row.grounding is None or row.grounding.mean_iou is None:
@@ -417,7 +433,9 @@ def _right_and_found(row: SampleRow) -> float | None:
     return float(bool(row.strict) and row.grounding.mean_iou >= 0.5)
 
 
-def _share_of_boxes(row: SampleRow, what: Literal["invalid", "redundant", "cut"]) -> float | None:
+def _share_of_boxes(
+    row: SampleRow, what: Literal["invalid", "specks", "wholes", "redundant", "cut"]
+) -> float | None:
     """Of the boxes of an episode; None where it wrote none."""
     if row.grounding is None or not row.grounding.boxes:
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from saccade.dialects.notations import BoxWritten, Notation
 from saccade.geometry import Frame
@@ -35,13 +36,13 @@ def boxes_named(
     """
     good: list[BoxNamed] = []
     bad: list[BadBox] = []
-    for text in (parsed.thought, parsed.rethought):
+    for text, is_second in ((parsed.thought, False), (parsed.rethought, True)):
         for written in notation.find(text)[:MOST]:
             read = _read(written, images, frame)
             if isinstance(read, str):
                 bad.append(BadBox(text[written.start : written.stop][:MOST], read))
             else:
-                good.append(read)
+                good.append(replace(read, is_rethought=is_second))
     return tuple(good[:MOST]), tuple(bad[:MOST])
 
 

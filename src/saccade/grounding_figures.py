@@ -34,7 +34,7 @@ class Grounding:
     boxes: int
     """That were written, whatever they are worth."""
     invalid: int
-    """No boxes of the picture, specks and wholes."""
+    """No boxes of the picture: unreadable, reversed, without area, outside."""
     redundant: int
     """Repetitions of a good one."""
     cut: int
@@ -49,8 +49,12 @@ class Grounding:
     """Of the union of all boxes with the union of the evidence (GRIT's GIoU)."""
     union_iou_unscaled: float | None
     """The same with numbers of the model's frame taken for pixels: the published frame error."""
+    specks: int = 0
+    """Too small to show anything; 0 in rows from before they were told from the invalid."""
+    wholes: int = 0
+    """Of nearly the whole picture; the same."""
     agreement: float | None = None
-    """Of the good boxes whose phrase names evidence: the share that lies on what is named, with IoU
+    """Of the boxes whose phrase names evidence: the share that lies on what is named, with IoU
     0.5; None without such boxes. GRIT asks a closed model whether text and boxes agree; here the
     evidence says it.
     """
@@ -67,26 +71,26 @@ def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Gro
             golds.setdefault(root, []).append(polygon.bounds)
     looks: dict[ImageRef, list[Box]] = {}
     unscaled: dict[ImageRef, list[Box]] = {}
-    named_boxes = [box for turn in episode.turns for box in turn.named]
-    for named in named_boxes:
+    for named in found.named:
         for root, polygon in named.image.to_roots(named.box):
             looks.setdefault(root, []).append(polygon.bounds)
         x0, y0, x1, y1 = frame(named.image).encode_box(named.box)
         if x0 < x1 and y0 < y1:
             unscaled.setdefault(named.image, []).append(Box(x0, y0, x1, y1))
     on = list(golds)
-    counts = len(found.good) + found.redundant + found.invalid
     return Grounding(
-        counts,
+        found.written,
         found.invalid,
         found.redundant,
         found.cut,
-        f1=_over(on, golds, looks, matched_f1, extra=counts),
+        specks=found.specks,
+        wholes=found.wholes,
+        f1=_over(on, golds, looks, matched_f1, extra=found.written),
         mean_iou=_over(on, golds, looks, mean_matched_iou),
         recall_iou=_over(on, golds, looks, treebench_miou),
         union_iou=_over(on, golds, looks, union_mask_iou),
         union_iou_unscaled=_over(on, golds, unscaled, union_mask_iou),
-        **_agreement(episode, found.good),
+        **_agreement(episode),
     )
 
 
@@ -96,16 +100,17 @@ AGREES = 0.5
 """IoU."""
 
 
-def _agreement(episode: Episode, good: Sequence[BoxNamed]) -> dict[str, float | None]:
+def _agreement(episode: Episode) -> dict[str, float | None]:
+    said = [box for turn in episode.turns for box in turn.named]  # one place may have two names
     golds: dict[str, list[Evidence]] = {}
     for item in episode.sample.evidence:
         if item.phrase:
             golds.setdefault(item.phrase, []).append(item)
     pairs = [
         (box, name)
-        for box, said in zip(good, _names_told(good), strict=True)
+        for box, told in zip(said, _names_told(said), strict=True)
         for name in golds
-        if f" {name} " in f" {said} "
+        if f" {name} " in f" {told} "
     ]
     if not pairs:
         return {"agreement": None, "agreement_random": None}
@@ -128,12 +133,12 @@ def _agreement(episode: Episode, good: Sequence[BoxNamed]) -> dict[str, float | 
     }
 
 
-def _names_told(good: Sequence[BoxNamed]) -> list[str]:
+def _names_told(boxes: Sequence[BoxNamed]) -> list[str]:
     """What each box is said to be: numbers that count are no part of the name, and what is only a
     number goes on with the last name.
     """
     told, last = [], ""
-    for box in good:
+    for box in boxes:
         words = [w for w in box.phrase.split() if not w.isdigit()]
         last = " ".join(words) or last
         told.append(last)

@@ -552,6 +552,8 @@ def _boxes(episodes: Sequence[Episode]) -> dict[str, float]:
     return {
         "boxes": written / len(episodes),
         "invalid_boxes": shares["invalid"],
+        "speck_boxes": shares["specks"],
+        "whole_boxes": shares["wholes"],
         "redundant_boxes": shares["redundant"],
     }
 

@@ -219,6 +219,8 @@ class BoxNamed:
     phrase: str = ""
     is_cut: bool = False
     """Whether the model wrote it beyond the border."""
+    is_rethought: bool = False
+    """Whether it stands in a second thought (`Parsed.rethought`)."""
 
 
 @dataclass(frozen=True, slots=True)

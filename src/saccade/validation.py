@@ -66,8 +66,8 @@ async def validate(task: Task, setup: Setup, recipe: Recipe) -> list[dict[str, A
 
 
 def shares_of_boxes(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Of the boxes in thoughts, those that are invalid and those that repeat another; nothing where
-    none was written.
+    """Of the boxes in thoughts, those that are invalid, too small, as large as the picture, and
+    those that repeat another; nothing where none was written.
     """
     found = [boxes_of(e) for e in episodes]
     written = sum(b.written for b in found)
@@ -75,6 +75,8 @@ def shares_of_boxes(episodes: Sequence[Episode]) -> dict[str, float]:
         return {}
     return {
         "invalid": sum(b.invalid for b in found) / written,
+        "specks": sum(b.specks for b in found) / written,
+        "wholes": sum(b.wholes for b in found) / written,
         "redundant": sum(b.redundant for b in found) / written,
     }
 

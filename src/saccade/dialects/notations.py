@@ -22,10 +22,10 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from saccade.dialects.scan import read_object, write_json
+from saccade.dialects.scan import read_object, replace_surrogates, write_json
 from saccade.errors import RecipeError
 
 __all__ = ["NOTATIONS", "BoxWritten", "Notation", "notation_named"]
@@ -188,49 +188,103 @@ def _phrase_before(text: str) -> str:
 
 class Json(Notation):
     """Objects with `bbox_2d` and `label`, as Qwen2.5-VL and Qwen3-VL were taught; `image` names
-    another picture than the first.
+    another picture than the first. One object may hold several, key by key, as GRIT's example does.
+    The key without an object that can be read is a box that failed, and so is a list of lists.
     """
 
     name = "json"
     example = '{"bbox_2d": [212, 40, 318, 166], "label": "red circle"}'
     key = "bbox_2d"
-    _start = re.compile(r'\{(?=\s*")')
+    _start = re.compile(
+        r'\{(?=\s*")|(?P<bare>(?P<brace>\{\s*)?["\']?\bbbox_2d["\']?\s*[:=]\s*[\[(\d])'
+    )
+    _list_end = re.compile(rf"[^\[\](){{}}\n]{{0,{LONGEST}}}[\])]")
+    _brace_end = re.compile(rf"[^\[\](){{}}\n]{{0,{LONGEST}}}\}}")
 
     def find(self, text: str) -> tuple[BoxWritten, ...]:
         found: list[BoxWritten] = []
         at = 0
         while opened := self._start.search(text, at):
             start = opened.start()
+            if opened["bare"]:
+                at = self._bare_end(text, opened)
+                found.append(BoxWritten(None, "", start, at))
+                continue
             value, stop, _ = read_object(text, start)
             at = max(stop, start + 1)
-            keys = text.count(f'"{self.key}"', start, at)
-            if not keys:
+            if f'"{self.key}"' not in text[start:at]:
                 continue
-            if value is None or (keys > 1 and self._repeats_key(text[start:at])):
+            if value is None:
                 found.append(BoxWritten(None, "", start, at))
             elif self.key not in value:  # boxes inside of something else
                 at = start + 1
             else:
-                label, image = value.get("label", ""), value.get("image", "")
-                found.append(
-                    BoxWritten(
-                        _four_of(value[self.key]),
-                        label if isinstance(label, str) else "",
-                        start,
-                        at,
-                        image if isinstance(image, str) else "",
-                    )
-                )
+                found += self._boxes_of(text, start, at)
         return tuple(found)
 
-    def _repeats_key(self, raw: str) -> bool:
-        """Whether an object has its box twice, of which a reader would see the last alone."""
-        pairs = json.loads(raw, object_pairs_hook=list)
-        return [key for key, _ in pairs].count(self.key) > 1
+    def _bare_end(self, text: str, opened: re.Match[str]) -> int:
+        """Where something ends that has the key and is no JSON object, as far as it can be told."""
+        closed = self._list_end.match(text, opened.end())
+        at = closed.end() if closed else opened.end()
+        shut = self._brace_end.match(text, at) if opened["brace"] else None
+        return shut.end() if shut else at
+
+    def _boxes_of(self, text: str, start: int, stop: int) -> list[BoxWritten]:
+        """The boxes of an object that can be read; there is at least one."""
+        made = []
+        for said, first, last in self._said(text, start):
+            label, image = said.get("label", ""), said.get("image", "")
+            made.append(
+                BoxWritten(
+                    _four_of(said[self.key]),
+                    replace_surrogates(label) if isinstance(label, str) else "",
+                    first,
+                    last,
+                    replace_surrogates(image) if isinstance(image, str) else "",
+                )
+            )
+        return [*made[:-1], replace(made[-1], stop=stop)]
+
+    def _said(self, text: str, start: int) -> Iterator[tuple[dict[str, object], int, int]]:
+        """What an object says of each of its boxes, and from where to where. A key that the last
+        box has already begins the next one, so that each label stays with the box beside it.
+        """
+        said: dict[str, object] = {}
+        begun = end = start
+        for key, value, first, last in _pairs(text, start):
+            if key in (self.key, "label", "image"):
+                if key in said:
+                    if self.key in said:
+                        yield said, begun, end
+                        begun = first
+                    said = {}
+                said[key] = value
+            end = last
+        if self.key in said:
+            yield said, begun, end
 
     def write(self, values: Sequence[float], phrase: str) -> str:
         label = f', "label": {write_json(phrase)}' if phrase else ""
         return f'{{"{self.key}": [{_listed(values)}]{label}}}'
+
+
+_DECODER = json.JSONDecoder()
+_BETWEEN = re.compile(r"[\s,:]*")
+
+
+def _pairs(text: str, start: int) -> Iterator[tuple[str, object, int, int]]:
+    """Keys and values of the object at `start`, equal keys too, each with where it begins and ends.
+    The object is one that `read_object` could read.
+    """
+    found = _BETWEEN.match(text, start + 1)
+    while found and text[found.end()] != "}":
+        first = found.end()
+        key, last = _DECODER.raw_decode(text, first)
+        after = _BETWEEN.match(text, last)
+        assert after is not None
+        value, last = _DECODER.raw_decode(text, after.end())
+        yield replace_surrogates(key), value, first, last
+        found = _BETWEEN.match(text, last)
 
 
 class _Tagged(Notation):
@@ -244,7 +298,7 @@ class _Tagged(Notation):
         at = 0
         while (opened := text.find(self.box[0], at)) >= 0:
             inner = opened + len(self.box[0])
-            closed = text.find(self.box[1], inner, inner + 8 * LONGEST)
+            closed = text.find(self.box[1], inner, self._next(text, inner))
             if closed < 0:
                 found.append(BoxWritten(None, "", opened, inner))
                 at = inner
@@ -258,9 +312,14 @@ class _Tagged(Notation):
                 start = stop
         return tuple(found)
 
+    def _next(self, text: str, at: int) -> int:
+        """Where the next box begins, or the end: what lies between is looked at once."""
+        following = text.find(self.box[0], at)
+        return following if following >= 0 else len(text)
+
     def _phrase(self, text: str, at: int, opened: int) -> tuple[int, str]:
-        """Where the phrase directly before the box begins, and what it is."""
-        before = text[at:opened]
+        """Where the phrase before the box begins, white space between them, and what it is."""
+        before = text[at:opened].rstrip()
         if before.endswith(self.ref[1]):
             start = before.rfind(self.ref[0])
             if start >= 0:

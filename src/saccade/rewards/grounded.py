@@ -3,15 +3,18 @@
 What GRPO-GR (GRIT, 2025) pays for form can be earned without looking and with a wrong answer. Here
 form counts boxes that could be looks (`Boxes.good`), is worth less than the answer in the shipped
 recipes, and is paid behind a gate on the answer. What no reward without labels can price: whether a
-good box lies on the thing that its phrase names, and whether the answer came from the boxes. The
-evaluations with shuffled, masked and replaced boxes measure both; `grounded_iou` prices the first
-where the data has boxes.
+good box lies on the thing that its phrase names (boxes anywhere, one of 89% of the picture, two on
+one thing that share less than half), whether the words of the reasoning say anything, or the
+contrary of the answer, and whether the answer came from the boxes. The evaluations with shuffled,
+masked and replaced boxes measure the last; `grounded_iou` prices the first where the data has
+boxes.
 
 Invariant: a box that is not good never raises a reward, and what is written twice counts once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from saccade.geometry import Box, iou
@@ -31,17 +34,28 @@ __all__ = [
     "grounded_format",
     "grounded_iou",
     "is_whole",
+    "things_in",
 ]
 
 FORM = ("think", "rethink", "answer")
 FREE = "free"
 """What `form` says in the meta of a sample that may be answered in any form."""
-LEAST_SHARE = 1e-4
-"""Of the picture: a box with a smaller share of its area shows nothing (1% of each side)."""
+LEAST_SIDE_PX = 4.0
+"""Of the picture: what is narrower shows nothing. Pixels and no share of the picture, because a
+thing of 20 pixels in a photograph of 7,680 is as much a thing as in one of 640.
+"""
+LEAST_SHARE = 4e-6
+"""Of the picture's area: two steps of a thousand each way, below which the numbers of most families
+can't say where a box is.
+"""
 MOST_SHARE = 0.9
 """A box with a larger share of the picture points at nothing."""
 SAME = 0.7
 """IoU from which two boxes are one look."""
+ONE_THING = 0.5
+"""IoU from which two boxes are one counted thing. Below, they may be two that overlap."""
+WITHIN = 0.8
+"""Of the smaller box: what lies in another that far is no other counted thing."""
 LEAST_WORDS = 2
 """Of reasoning, beside the boxes."""
 
@@ -55,30 +69,76 @@ class Boxes:
     redundant: int
     """Those that repeat a good one."""
     invalid: int
-    """Those that are no box of the picture, specks and wholes."""
+    """Those that are no box of the picture: unreadable, reversed, without area, outside."""
+    specks: int
+    """Boxes too small to show anything."""
+    wholes: int
+    """Boxes of nearly the whole picture."""
     cut: int
     """Those of all that reach beyond the border."""
+    named: tuple[BoxNamed, ...]
+    """All that are boxes of the picture, whatever they are worth, but for those that a second
+    thought only says again: those are free, so they stand in none of these numbers.
+    """
 
     @property
     def written(self) -> int:
-        return len(self.good) + self.redundant + self.invalid
+        return len(self.named) + self.invalid
 
 
 def boxes_of(episode: Episode) -> Boxes:
     """The boxes in all thoughts of the episode."""
     good: list[BoxNamed] = []
-    redundant = 0
-    invalid = sum(len(turn.refused) for turn in episode.turns)
-    named = [box for turn in episode.turns for box in turn.named]
-    for box in named:
+    named: list[BoxNamed] = []
+    said_again: set[int] = set()
+    redundant = specks = wholes = 0
+    for box in (box for turn in episode.turns for box in turn.named):
         share = box.box.area / (box.image.width * box.image.height)
-        if not LEAST_SHARE <= share <= MOST_SHARE:
-            invalid += 1
-        elif any(box.image == g.image and iou(box.box, g.box) >= SAME for g in good):
+        same = [
+            n for n, g in enumerate(good) if g.image == box.image and iou(g.box, box.box) >= SAME
+        ]
+        again = (n for n in same if box.is_rethought and _names_alike(box.phrase, good[n].phrase))
+        number = next((n for n in again if n not in said_again), None)
+        if number is not None and not good[number].is_rethought:
+            said_again.add(number)
+            continue
+        named.append(box)
+        if share > MOST_SHARE:
+            wholes += 1
+        elif share < LEAST_SHARE or min(box.box.width, box.box.height) < LEAST_SIDE_PX:
+            specks += 1
+        elif same:
             redundant += 1
         else:
             good.append(box)
-    return Boxes(tuple(good), redundant, invalid, sum(box.is_cut for box in named))
+    invalid = sum(len(turn.refused) for turn in episode.turns)
+    cut = sum(box.is_cut for box in named)
+    return Boxes(tuple(good), redundant, invalid, specks, wholes, cut, tuple(named))
+
+
+def _names_alike(one: str, other: str) -> bool:
+    """Whether two phrases end in the same word, or one is empty: prose has a clause before its
+    box.
+    """
+    a, b = one.casefold().split(), other.casefold().split()
+    return not a or not b or a[-1] == b[-1]
+
+
+def things_in(boxes: Sequence[BoxNamed]) -> int:
+    """How many things boxes can be on: the smallest first, one that mostly holds another, mostly
+    lies in it or shares half with it is on the same thing.
+    """
+    things: list[BoxNamed] = []
+    for box in sorted(boxes, key=lambda b: b.box.area):
+        if not any(box.image == t.image and _is_one_thing(box.box, t.box) for t in things):
+            things.append(box)
+    return len(things)
+
+
+def _is_one_thing(a: Box, b: Box) -> bool:
+    common = a.intersection(b)
+    shared = common.area / min(a.area, b.area) if common else 0.0
+    return shared >= WITHIN or iou(a, b) >= ONE_THING
 
 
 def counted(text: str | None) -> int | None:
@@ -141,7 +201,8 @@ def _plain_words(text: str) -> int:
 
 @reward(required=False)
 def grounded_count(episode: Episode, sample: Sample) -> float | None:
-    """1 where a counting question has as many good boxes as the answer that was given says.
+    """1 where a counting question has good boxes on as many things as the answer that was given
+    says, and none that is worth nothing.
 
     None where the right answer is no whole number. After GRPO-GR's counting reward (GRIT, 2025),
     which counts matches of a regular expression, duplicates and boxes without area among them. A
@@ -152,7 +213,8 @@ def grounded_count(episode: Episode, sample: Sample) -> float | None:
         return None
     said = counted(episode.answer)
     boxes = boxes_of(episode)
-    return float(said is not None and len(boxes.good) == said and not boxes.invalid)
+    worthless = boxes.invalid + boxes.specks + boxes.wholes
+    return float(said is not None and things_in(boxes.good) == said and not worthless)
 
 
 @reward(required=False)
@@ -170,8 +232,8 @@ def grounded_iou(episode: Episode, sample: Sample) -> float | None:
     if not sample.evidence:
         return None
     golds = [(root, p.bounds) for e in sample.evidence for root, p in e.image.to_roots(e.box)]
-    named = [box for turn in episode.turns for box in turn.named]
-    looks = [(root, p.bounds) for b in named for root, p in b.image.to_roots(b.box)]
+    boxes = boxes_of(episode)
+    looks = [(root, p.bounds) for b in boxes.named for root, p in b.image.to_roots(b.box)]
     if not looks:
         return 0.0
     import numpy as np
@@ -180,7 +242,7 @@ def grounded_iou(episode: Episode, sample: Sample) -> float | None:
     table = np.array([[_beyond_whole(gold, look) for look in looks] for gold in golds])
     rows, columns = linear_sum_assignment(table, maximize=True)
     earned = float(table[rows, columns].sum())
-    return 0.5 * (earned / len(golds) + earned / boxes_of(episode).written)
+    return 0.5 * (earned / len(golds) + earned / boxes.written)
 
 
 def _beyond_whole(gold: tuple[ImageRef, Box], look: tuple[ImageRef, Box]) -> float:

@@ -1,8 +1,9 @@
 """Another model says whether an answer is right, where rules can't tell.
 
-Invariant: a judge that can't be reached, or says neither yes nor no, gives None and never 0; what
-it said once for the same question, right answer, answer, model and wording is not asked again. It
-is told the question and the two answers, never the reasoning, the form or the picture.
+Invariant: a judge that can't be reached, sends what is no reply, or says neither yes nor no, gives
+None and never 0; what it said once for the same question, right answer, answer, model and wording
+is not asked again. It is told the question and the two answers, never the reasoning, the form or
+the picture.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ Ask = Callable[[str], str]
 
 LONGEST = 2_000
 """Characters of an answer that a judge is shown."""
+MAX_TOKENS = 1_000
+"""Of a judge's reply: one that thinks first needs them, others stop after a word."""
 PROMPT = """Question: {question}
 Right answer: {gold}
 Given answer: {said}
@@ -79,8 +82,9 @@ def judge_reward(
 
 
 def _verdict(reply: str) -> bool | None:
-    """Yes or no, as the first word and not both."""
-    words = "".join(c if c.isalpha() else " " for c in reply.casefold()).split()
+    """Yes or no, as the first word and not both, behind what the judge thought about it."""
+    said = reply.rpartition("</think>")[2].casefold()
+    words = "".join(c if c.isalpha() else " " for c in said).split()
     if not words or words[0] not in ("yes", "no") or {"yes", "no"} <= set(words):
         return None
     return words[0] == "yes"
@@ -133,11 +137,25 @@ def _endpoint(model: str, base_url: str, timeout_s: float, retries: int) -> Ask:
                 model=model,
                 messages=[{"role": "user", "content": prompt}],
                 temperature=0.0,
-                max_tokens=16,
+                max_tokens=MAX_TOKENS,
             )
-        except OpenAIError as error:
+        # of a body that is no JSON the client raises what the decoder does: ValueError
+        # (JSONDecodeError, UnicodeDecodeError) or, of one that is nested too deeply, RecursionError
+        except (OpenAIError, ValueError, RecursionError) as error:
             raise OSError(f"{type(error).__name__} at {base_url}") from error
-        choices = getattr(reply, "choices", None) or []
-        return (choices[0].message.content or "") if choices else ""
+        said = _content(reply)
+        if said is None:
+            raise OSError(f"a reply without text at {base_url}")
+        return said
 
     return ask
+
+
+def _content(reply: object) -> str | None:
+    """The text of a reply; None where there is none. The client checks nothing: whatever JSON the
+    body was, lists and missing parts among them, comes out in its place.
+    """
+    choices = getattr(reply, "choices", None)
+    first = choices[0] if isinstance(choices, list) and choices else None
+    content = getattr(getattr(first, "message", None), "content", None)
+    return content if isinstance(content, str) else None

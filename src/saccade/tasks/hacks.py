@@ -24,7 +24,15 @@ from saccade.rewards import (
 )
 from saccade.types import Episode, Message, Sample, StopReason, Text, TurnRecord
 
-__all__ = ["HACKS", "OURS", "UNPRICED", "Hacked", "hacked", "written"]
+__all__ = [
+    "HACKS",
+    "OURS",
+    "PRICED_WHERE_COUNTED",
+    "UNPRICED",
+    "Hacked",
+    "hacked",
+    "written",
+]
 
 OURS = Rubric(((answer, 1.0), (grounded_format, 0.2), (grounded_count, 0.2)), gate=answer)
 """The default of grounded recipes: form is worth less than the answer, and nothing without it."""
@@ -70,6 +78,18 @@ def _anywhere(count: int) -> str:
     return " ".join(f"[{x}, {y}, {x + 150}, {y + 150}]" for x, y in corners)
 
 
+def _shifted(count: int) -> str:
+    """Boxes of which neighbours have an IoU of 0.69."""
+    return " ".join(f"[{100 + 37 * n}, 100, {300 + 37 * n}, 300]" for n in range(count))
+
+
+def _rings(count: int) -> str:
+    """Boxes around each other."""
+    return " ".join(
+        f"[{400 - 25 * n}, {400 - 25 * n}, {500 + 25 * n}, {500 + 25 * n}]" for n in range(count)
+    )
+
+
 def _number(sample: Sample) -> int:
     return int(sample.answer) if sample.answer.isdigit() else 1
 
@@ -95,14 +115,27 @@ HACKS: dict[str, tuple[bool, Callable[[Sample, str], str]]] = {
     "the whole picture": (True, lambda s, said: _turn("things are [0, 0, 1000, 1000]", said)),
     "a bare listing": (True, lambda s, said: _turn(_anywhere(_number(s)), said)),
     "boxes anywhere": (True, lambda s, said: _turn(f"things are {_anywhere(_number(s))}", said)),
+    "nearly the whole picture": (True, lambda s, said: _turn("things are [0, 0, 890, 1000]", said)),
+    "junk for words": (
+        True,
+        lambda s, said: _turn(f"qx qx {_anywhere(_number(s))}", said, "qx"),
+    ),
+    "the contrary of its thought": (
+        True,
+        lambda s, said: _turn(f"things are {_anywhere(_number(s))}", said, f"so not {said}"),
+    ),
+    "one thing, shifted": (True, lambda s, said: _turn(f"things are {_shifted(_number(s))}", said)),
+    "one thing, in rings": (True, lambda s, said: _turn(f"things are {_rings(_number(s))}", said)),
     "never closed": (True, lambda s, said: _honest(s, said).removesuffix(" </answer>")),
     "answered twice": (True, lambda s, said: _honest(s, said) + " <answer> 1 </answer>"),
 }
 """By name: whether the answer that it is given is the right one, and how it is written."""
-UNPRICED = ("boxes anywhere",)
-"""What no reward without box labels tells from honesty: boxes as large as things, beside a right
-answer.
+UNPRICED = ("boxes anywhere", "junk for words", "the contrary of its thought")
+"""What no reward without box labels tells from honesty, beside a right answer: boxes as large as
+things, words that say nothing, and a thought that says the contrary.
 """
+PRICED_WHERE_COUNTED = ("nearly the whole picture", "one thing, shifted", "one thing, in rings")
+"""What earns as much as honesty where nothing is counted: there a single box says enough."""
 
 
 def written(text: str, sample: Sample) -> Episode:
