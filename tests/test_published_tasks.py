@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from saccade import picture_files
+from saccade.assemble import data_file, task_of
 from saccade.errors import DataError, RecipeError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
+from saccade.recipe_files import load_recipe
+from saccade.rl import rubric_of
 from saccade.tasks import CLUSTER, Task, published
 from saccade.tasks.check import answered, check
 from saccade.tasks.few import Few
@@ -24,7 +29,7 @@ from saccade.tasks.ovdeval import OvdEval
 from saccade.tasks.published import Published
 from saccade.tasks.tallyqa import TallyQa
 from saccade.tasks.vsr import Vsr
-from saccade.types import BoxNamed, Sample
+from saccade.types import BoxNamed, Evidence, ImageRef, Message, Sample, Text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -858,6 +863,72 @@ def test_files_that_are_no_rows_are_one_sentence(tmp_path):
         (tmp_path / "test.json").write_text(told)
         assert reason in complaint(task)
     assert "There is no file or folder" in complaint(TallyQa(tmp_path / "gone"))
+
+
+# --- shipped recipes ------------------------------------------------------------------------------
+
+OF_REAL_MODELS = ("grounded-qwen2.5-vl-3b", "grounded-internvl3-2b")
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+def test_the_command_in_a_recipe_measures_boxes_on_rows_that_have_them(tmp_path, name):
+    file = data_file(Path(f"{name}.yaml"))
+    lines = file.read_text().splitlines()
+    [command] = [line.split("eval ")[1] for line in lines if line.startswith("#   saccade eval")]
+    told, *overrides = shlex.split(command.replace("data/grit", str(tmp_path)))
+    assert told == name
+    grit_folder(tmp_path)
+    recipe = load_recipe(file, overrides)
+    found = samples(task_of(recipe), recipe.eval.split)
+    assert [len(s.evidence) for s in found] == [1, 0, 2]
+    assert recipe.eval.items >= 288 + 491  # the published rows of VSR and TallyQA
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+def test_the_recipes_of_real_models_ask_for_a_form_and_open_few_pictures(tmp_path, name):
+    recipe = load_recipe(data_file(Path(f"{name}.yaml")))
+    vsr_folder(tmp_path / "vsr")
+    tally_folder(tmp_path / "tally")
+    lines = (tmp_path / "vsr" / "test.jsonl").read_text()
+    (tmp_path / "vsr" / "train.jsonl").write_text(lines)
+    parts = [dict(part) for part in recipe.task.options["parts"]]  # type: ignore[union-attr]
+    assert [part["check"] for part in parts] == ["read", "read"]
+    parts[0]["path"], parts[1]["path"] = str(tmp_path / "vsr"), str(tmp_path / "tally")
+    task = recipe.task.model_copy(update={"options": {"parts": parts}})
+    asked = samples(task_of(recipe.model_copy(update={"task": task})), "train")
+    assert {s.question.rpartition("Answer ")[2] for s in asked} == {
+        "with true or false.",
+        "with a number.",
+    }
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+@pytest.mark.parametrize(
+    ("gold", "said", "is_right"),
+    [
+        *[("3", said, True) for said in ("3", "three", "Three.", "3 cups", "There are 3.")],
+        *[("true", said, True) for said in ("true", "True.", "Yes", "Yes, it is.")],
+        *[("false", said, True) for said in ("False", "No", "no.")],
+        *[("3", said, False) for said in ("4", "two", "There are 2.", "3 or 4", "many", "")],
+        *[("15", said, False) for said in ("14", "16", "sixteen cups")],
+        *[("true", said, False) for said in ("false", "No", "not true", "true or false", "cup")],
+        *[("false", said, False) for said in ("true", "Yes.", "3")],
+    ],
+)
+def test_the_recipes_of_real_models_pay_for_right_answers_in_any_words(name, gold, said, is_right):
+    """A real model writes "three" or "Yes": by the strict rule it would never be paid."""
+    rubric = rubric_of(load_recipe(data_file(Path(f"{name}.yaml"))).rl)
+    kind = "count" if gold.isdigit() else "touching"
+    ref = ImageRef("a" * 64, 100, 80)
+    evidence = (Evidence(ref, Box(10, 10, 30, 30), "cup"),)
+    asked = Sample("s", "?", (ref,), gold, kind=kind, evidence=evidence)
+    form = "<think> a cup there {0} </think> <rethink> so {0} </rethink> <answer> {0} </answer>"
+    value = rubric.score(
+        replace(answered(asked, said), messages=(Message("assistant", (Text(form.format(said)),)),))
+    ).value
+    assert value is not None
+    assert (value >= 1.0) == is_right
+    assert (value == 0.0) != is_right  # nor are boxes paid beside a wrong answer
 
 
 # --- the hub --------------------------------------------------------------------------------------
