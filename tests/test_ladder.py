@@ -771,6 +771,7 @@ def test_claims_ask_for_their_pairs_and_stand_in_the_results(
         ({"above": ["sft"], "more_than": 0.0, "less_than": 1.0}, "just one of"),
         ({"above": ["sft"], "more_than": 0.0, "kinds": ["a"]}, "is about one arm"),
         ({"less_than": 0.1, "at_checkpoints": True}, "invalid or redundant, got accuracy"),
+        ({"not_below": -0.03}, "is about a difference: say above which arms"),
     ],
 )
 def test_a_claim_without_a_bound_or_an_arm_is_refused(
@@ -819,6 +820,8 @@ def test_the_shipped_mixed_recipe_holds_both_ways_of_looking_against_each() -> N
     assert {arm.start for arm in arms.values() if arm.stage == "rl"} == {
         "sft-both", "sft-charts", "sft-shapes",
     }  # fmt: skip
+    assert {c.not_below for c in shipped.ladder.claims} == {-0.03}
+    assert len(shipped.ladder.seeds) == 3
     assert {c.above: c.strata for c in shipped.ladder.claims if c.metric == "accuracy"} == {
         ("rl-charts",): ("easy", "look"),
         ("rl-shapes",): ("relations", "counts"),

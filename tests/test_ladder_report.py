@@ -775,9 +775,9 @@ def test_claims_on_kinds_and_on_checkpoints_are_decided_by_their_own_figures() -
     changed = {"left of": [0.7, 0.6, 0.8], "inside": [0.1, 0.0, 0.2]}
     results["splits"]["test"]["arms"]["ours"]["by_kind"] = {"changed": changed}
     results["arms"]["ours"]["checkpoints"] = [
-        {"seed": 0, "step": 50, "accuracy": 0.5, "invalid": 0.002},
-        {"seed": 0, "step": 100, "accuracy": 0.5, "invalid": 0.02},
-        {"seed": 1, "step": 50, "accuracy": 0.5},  # wrote no boxes
+        {"seed": 0, "step": 50, "items": 200, "accuracy": 0.5, "invalid": 0.002},
+        {"seed": 0, "step": 100, "items": 200, "accuracy": 0.5, "invalid": 0.02},
+        {"seed": 1, "step": 50, "items": 200, "accuracy": 0.5},  # wrote no boxes
     ]
     of = {"arm": "ours", "above": [], "strata": ["all"]}
     results["claims"] = [
@@ -787,11 +787,13 @@ def test_claims_on_kinds_and_on_checkpoints_are_decided_by_their_own_figures() -
         of | {"arm": "direct", "metric": "invalid", "at_checkpoints": True, "less_than": 0.01},
     ]
     told = statements(results, "test")
-    assert [s.verdict for s in told] == [
-        "met", "missed", "missed", "met by the estimate alone", "not known",
-    ]  # fmt: skip
+    assert [s.verdict for s in told] == ["met", "missed", "missed", "met", "not known"]
     assert told[0].claim.startswith("changed of ours, of left of")
-    assert "the largest of 2 validations" in told[2].claim
+    assert told[2].claim == (
+        "invalid of ours, the largest of 2 validations while it was trained (400 answers to 200 "
+        "items): less than 1 %"
+    )
+    assert [s.found for s in told[2:4]] == ["2.0", "2.0"]
     table = tables.split_tables(results, "test", link="x").controls
     assert table.heads == ("left of", "inside")
     assert [row.name for row in table.rows] == ["ours"]
@@ -823,18 +825,28 @@ def test_a_claim_without_its_figure_is_not_known_and_one_beyond_its_bound_is_mis
 
 @pytest.mark.parametrize(
     ("interval", "verdict"),
-    [([-0.02, -0.05, 0.01], "met"), ([-0.02, -0.03, -0.01], "missed"), ([0.1, 0.0, 0.2], "met")],
+    [
+        ([0.01, -0.02, 0.04], "met"),
+        ([-0.01, -0.02, -0.005], "met"),  # a loss for sure, and surely a small one
+        ([0.0, -0.03, 0.03], "not decided"),
+        ([-0.02, -0.3, 0.25], "not decided"),  # wide intervals show nothing
+        ([-0.1, -0.2, -0.02], "not decided"),
+        ([-0.1, -0.15, -0.04], "missed"),
+        ([0.05, None, None], "not decided"),
+    ],
 )
-def test_nothing_is_lost_where_the_interval_reaches_the_bound(
-    interval: list[float], verdict: str
+def test_nothing_is_lost_only_where_a_loss_of_the_margin_is_ruled_out(
+    interval: list[float | None], verdict: str
 ) -> None:
+    """Where width alone met the claim, a true loss of ten points was "met" in 28 of 40 draws."""
     results = _grounded()
     results["claims"] = [
-        {"above": ["direct"], "metric": "accuracy", "strata": ["counts"], "not_below": 0.0}
+        {"above": ["direct"], "metric": "accuracy", "strata": ["counts"], "not_below": -0.03}
     ]
     results["splits"]["test"]["pairs"][0]["by_stratum"]["counts"] = interval
     [told] = statements(results, "test")
-    assert (told.claim[-29:], told.verdict) == ("not told to be below 0 points", verdict)
+    assert told.claim.endswith(", on counts: surely above -3 points")
+    assert told.verdict == verdict
 
 
 def test_a_ladder_without_claims_and_without_looks_claims_nothing() -> None:
