@@ -20,7 +20,7 @@ from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import root_view
 from saccade.ladder.figures import statistics
-from saccade.ladder.page import tables
+from saccade.ladder.page import curves, tables
 from saccade.ladder.page.curves import item_curves
 from saccade.ladder.page.report import format_ladder, write_ladder_report
 from saccade.ladder.page.results import ToolArms, tool_arms
@@ -876,7 +876,16 @@ def test_other_strata_are_told_as_they_are_named_and_boxes_beside_them(tmp_path:
     assert "look" not in printed
 
 
-def test_arms_that_differ_in_their_number_of_items_alone_make_a_curve() -> None:
+def test_arms_that_differ_in_their_number_of_items_alone_make_a_curve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ticks: list[Any] = []
+
+    def drawn(lines: object, **options: Any) -> str:
+        ticks.append(options["ticks"])
+        return ""
+
+    monkeypatch.setattr(curves, "curve_svg", drawn)
     results = _grounded()
     some = results["splits"]["test"]["arms"]["ours"]
     for items in (20, 500):
@@ -888,6 +897,7 @@ def test_arms_that_differ_in_their_number_of_items_alone_make_a_curve() -> None:
     results["arms"]["ours-500"]["stage"] = "rl"
     [group] = item_curves(results)
     assert group.legend == [("ours", "var(--c0)")]
+    assert ticks[-1] == {20: "20", 500: "500", 1500: "stream"}
     titles = {(curve.title, curve.unit) for curve in group.curves}
     assert titles == {
         (title, stratum)
@@ -895,6 +905,24 @@ def test_arms_that_differ_in_their_number_of_items_alone_make_a_curve() -> None:
         for stratum in ("counts", "relations", "all")
     }
     assert item_curves(_grounded()) == []
+    # what was read counts, not what there was to read; steps and training items are told beside it
+    for name, read, steps in (("ours", 320, 100), ("ours-20", 20, 100), ("ours-500", 320, 90)):
+        results["arms"][name] |= {"items_read": read, "training": [{"steps": steps}]}
+    results["arms"]["ours-20"]["training_items"] = {"accuracy": {"all": [0.9, 0.8, 1.0]}}
+    [group] = item_curves(results)
+    assert group.legend == [("ours, 90 to 100 steps", "var(--c0)")]
+    assert ticks[-1] == {20: "20", 320: "320", 960: "stream: 320"}
+    assert {(c.title, c.unit) for c in group.curves} - titles == {
+        ("Accuracy on training items", "all")
+    }
     results["arms"]["ours-500"]["settings"]["rl.gate"] = "answer"
     results["arms"]["ours-20"]["settings"]["rl.kl_beta"] = 0.5
     assert item_curves(results) == []
+
+
+def test_the_page_says_on_how_many_labelled_items_weights_were_picked() -> None:
+    results = _grounded()
+    results["arms"]["ours"] |= {"differs": 'rl.keep: "best"', "picked_on": 200}
+    rows = tables.split_tables(results, "test", link="a").reached.rows
+    assert rows[1].note == ('rl.keep: "best"; weights picked on 200 labelled items of validation')
+    assert rows[0].note == ""

@@ -147,6 +147,9 @@ class SftConfig(Section):
     """Demonstrations to train on, drawn from the file by the seed; null: all of them."""
     epochs: Positive = 10
     """Passes over the demonstrations."""
+    steps: Positive | None = None
+    """Optimiser steps in the place of passes, for as many of few demonstrations as of many; null:
+    those of `epochs`."""
     batch_size: Positive = 16
     """Episodes for each optimiser step."""
     learning_rate: Rate = 3e-4

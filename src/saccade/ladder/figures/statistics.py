@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from math import inf
+from math import inf, sqrt
 from typing import Any
 
 import numpy as np
 
-from saccade.evaluate import ALL, Interval, Metric
+from saccade.evaluate import ALL, VALUES, Interval, Metric, SampleRow
 from saccade.ladder.figures.draws import Drawn, Resampling, Term, draw_charts, drawn_interval
 from saccade.ladder.figures.findings import (
     ArmFigures,
@@ -45,6 +45,7 @@ __all__ = [
     "differences",
     "gain_and_harm",
     "majority_level",
+    "own_item_figures",
 ]
 
 EASY, LOOK = "easy", "look"
@@ -196,6 +197,40 @@ def _seed_figures(
         extraction_failed=failures["extraction_failed"] / number,
         unscored=failures["unscored"] / number,
     )
+
+
+OF_OWN_ITEMS: tuple[Metric, ...] = ("accuracy", "f1", "mean_iou")
+
+
+def own_item_figures(
+    by_seed: Sequence[Sequence[SampleRow]],
+) -> dict[Metric, dict[str, Interval]]:
+    """Figures by stratum of an arm whose items are others at each seed: the mean of the seeds'
+    means, with Student's t over them, which covers what differs by seed and by items alike. A lone
+    seed has no interval; what does not apply has no key.
+    """
+    found: dict[Metric, dict[str, Interval]] = {}
+    for metric in OF_OWN_ITEMS:
+        value = VALUES[metric]
+        for stratum in [ALL, *sorted({r.stratum for rows in by_seed for r in rows} - {""})]:
+            each = [
+                [v for r in rows if stratum in (ALL, r.stratum) if (v := value(r)) is not None]
+                for rows in by_seed
+            ]
+            means = [sum(values) / len(values) for values in each if values]
+            if means:
+                found.setdefault(metric, {})[stratum] = _student(means, _RANGE[metric])
+    return found
+
+
+def _student(means: Sequence[float], within: tuple[float, float]) -> Interval:
+    estimate = sum(means) / len(means)
+    if len(means) < 2:
+        return Interval(estimate, None, None)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(means) - 1)) * float(np.std(means, ddof=1)) / sqrt(len(means))
+    return Interval(estimate, max(within[0], estimate - half), min(within[1], estimate + half))
 
 
 # --- two arms -------------------------------------------------------------------------------------
