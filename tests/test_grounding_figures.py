@@ -22,6 +22,8 @@ from saccade.evaluate import (
 from saccade.geometry import Box, Frame
 from saccade.grounding import boxes_named
 from saccade.grounding_figures import Grounding, grounding_of, mean_matched_iou
+from saccade.ladder.figures.draws import Resampling
+from saccade.ladder.figures.statistics import arm_figures, differences
 from saccade.rewards import Rubric, answer
 from saccade.types import (
     Episode,
@@ -33,6 +35,7 @@ from saccade.types import (
     Text,
     TurnRecord,
 )
+from saccade.validation import shares_of_boxes
 
 IMAGE = ImageRef("a" * 64, 640, 480)
 RUBRIC = Rubric(((answer, 1.0),))
@@ -193,6 +196,29 @@ def test_every_figure_has_its_interval() -> None:
     pair = paired(rows, rows, metric="mean_iou", bootstrap=50)
     assert pair.difference is not None
     assert pair.difference.estimate == 0.0
+
+
+def test_shares_of_boxes_are_over_all_boxes_here_as_while_a_model_is_trained() -> None:
+    """The mean of the shares of answers would let an answer of one box weigh as much as of nine."""
+    speck = "[10, 10, 11, 11]"
+    many = [f"[{x}, 10, {x + 40}, 60]" for x in range(0, 400, 50)]
+    one, nine = episode([speck], name="a"), episode([*many, speck], name="b")
+    told = [row_of(e, RUBRIC, grounded_in=resized) for e in (one, nine)]
+    pooled = shares_of_boxes([one, nine])["invalid"]
+    assert pooled == pytest.approx(2 / 10)
+    assert summarise(told, bootstrap=50).grounding["invalid"]["all"].estimate == pooled
+    arm = {0: told, 1: told}
+    found = arm_figures(arm, resampling=Resampling(100)).by_stratum["invalid"]["all"]
+    assert found.estimate == pytest.approx(pooled)
+    good = [row(many[:1], name="a"), row(many[:3], name="b")]
+    for difference in (
+        paired(told, good, metric="invalid", bootstrap=50).difference,
+        differences(arm, {0: good}, metric="invalid", resampling=Resampling(100))
+        .by_stratum["all"]
+        .interval,
+    ):
+        assert difference is not None
+        assert difference.estimate == pytest.approx(pooled)
 
 
 def test_what_a_control_changed_is_told_by_kind() -> None:

@@ -28,6 +28,7 @@ from saccade.image_store import ImageStore
 from saccade.ladder import runs as ladder
 from saccade.ladder import work as ladder_work
 from saccade.ladder.arms import arms_of, with_starts
+from saccade.ladder.figures.statistics import own_item_figures
 from saccade.recipe_files import changed, check_same_run, dump_recipe, load_recipe
 from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import check_room
@@ -569,6 +570,48 @@ def test_results_hold_figures_differences_costs_and_chance(played: Played, tmp_p
     assert results["scorer"] == SCORER_VERSION
 
 
+def test_arms_of_few_items_are_asked_those_too_where_they_read_all_of_them(
+    played: Played, tmp_path: Path
+) -> None:
+    few = {"stage": "rl", "set": {"task.train_items": 6}}
+    arms = {
+        **ARMS,
+        "few": few,
+        "more": {"like": "few", "set": {"task.train_items": 50}},
+        "picked": {"like": "few", "set": {"rl.keep": "best"}},
+    }
+    played.right = lambda r: 4 + r.seed if "training-items" in str(r.run) else 2
+    settings = {"rl.steps": 10, "rl.prompts_per_step": 4, "rl.eval_items": 20}
+    results = ladder.run(recipe(tmp_path, **{"ladder.arms": arms, **settings}))
+    own = [d for d in played.done if d.startswith("train ")]
+    # of 50 items they read 40, each once, as of a stream
+    assert own == [f"train {arm} seed {seed}" for arm in ("few", "picked") for seed in (3, 5)]
+    assert played.done[-4:] == own
+    told = {name: results["arms"][name] for name in arms}
+    assert [told[a]["items_read"] for a in ("few", "more", "rl")] == [6, 40, 40]
+    assert "items_read" not in told["base"]
+    assert [told[a]["picked_on"] for a in ("few", "picked")] == [None, 20]
+    assert told["more"]["training_items"] == {}
+    assert told["few"]["training_items"]["accuracy"]["all"] == [1.0, 1.0, 1.0]
+    [rows] = [(tmp_path / f"arms/few/seed-{s}/training-items/rows.jsonl") for s in (3,)]
+    assert len(rows.read_text().splitlines()) == 6
+    # the samples of a seed are not another's
+    assert len(played.samples) == 3 + 2
+
+
+def test_items_of_each_seed_have_the_interval_of_the_seeds() -> None:
+    seeds = [[row(n, n < right) for n in range(4)] for right in (1, 2, 3)]
+    found = own_item_figures(seeds)["accuracy"]
+    assert found["all"] == pytest.approx((0.5, 0.0, 1.0))  # 0.5 -+ 4.30 * 0.25 / 1.73, cut
+    narrow = [[row(n, n < right) for n in range(20)] for right in (9, 10, 11)]
+    assert own_item_figures(narrow)["accuracy"]["all"] == pytest.approx(
+        (0.5, 0.5 - 4.3027 * 0.05 / 3**0.5, 0.5 + 4.3027 * 0.05 / 3**0.5), abs=1e-4
+    )
+    assert own_item_figures(seeds[:1])["accuracy"]["easy"] == (0.5, None, None)
+    assert "f1" not in own_item_figures(seeds)  # nobody asked for boxes
+    assert own_item_figures([]) == {}
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -771,6 +814,7 @@ def test_claims_ask_for_their_pairs_and_stand_in_the_results(
         ({"above": ["sft"], "more_than": 0.0, "less_than": 1.0}, "just one of"),
         ({"above": ["sft"], "more_than": 0.0, "kinds": ["a"]}, "is about one arm"),
         ({"less_than": 0.1, "at_checkpoints": True}, "invalid or redundant, got accuracy"),
+        ({"not_below": -0.03}, "is about a difference: say above which arms"),
     ],
 )
 def test_a_claim_without_a_bound_or_an_arm_is_refused(
@@ -803,8 +847,15 @@ def test_the_shipped_ladder_of_few_questions_has_as_many_for_rewards_as_for_fine
         learned = [
             a for a in arms if a.stage == stage and a.start is None and a.data != "self-made"
         ]
-        sizes = {a.settings.get("task.train_items") for a in learned}
-        assert {20, 500, 7000} <= sizes
+        of = {a.settings.get("task.train_items"): changed(few, a.settings) for a in learned}
+        assert {20, 500, 7000} <= of.keys()
+        read = {size: ladder._items_read(of[size], stage) for size in (20, 500, 7000)}
+        assert read == {20: 20, 500: 500, 7000: 3200}
+        # as many steps for all, or items and steps would be one
+        assert len({(r.rl.steps if stage == "rl" else r.sft.steps) for r in of.values()}) == 1
+    assert few.sft.steps is None  # the warm-up has passes
+    assert len(few.ladder.seeds) == 3
+    assert len(few.ladder.sft_rates) == len(few.ladder.rl_rates) == 2
 
 
 def test_the_shipped_mixed_recipe_holds_both_ways_of_looking_against_each() -> None:
@@ -819,6 +870,8 @@ def test_the_shipped_mixed_recipe_holds_both_ways_of_looking_against_each() -> N
     assert {arm.start for arm in arms.values() if arm.stage == "rl"} == {
         "sft-both", "sft-charts", "sft-shapes",
     }  # fmt: skip
+    assert {c.not_below for c in shipped.ladder.claims} == {-0.03}
+    assert len(shipped.ladder.seeds) == 3
     assert {c.above: c.strata for c in shipped.ladder.claims if c.metric == "accuracy"} == {
         ("rl-charts",): ("easy", "look"),
         ("rl-shapes",): ("relations", "counts"),

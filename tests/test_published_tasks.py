@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from saccade import picture_files
+from saccade.assemble import data_file, task_of
 from saccade.errors import DataError, RecipeError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
-from saccade.tasks import CLUSTER, Task
+from saccade.recipe_files import load_recipe
+from saccade.rl import rubric_of
+from saccade.tasks import CLUSTER, Task, published
 from saccade.tasks.check import answered, check
+from saccade.tasks.few import Few
 from saccade.tasks.gqa import Gqa
 from saccade.tasks.grit import Grit
 from saccade.tasks.mathvista import MathVista
@@ -22,7 +29,7 @@ from saccade.tasks.ovdeval import OvdEval
 from saccade.tasks.published import Published
 from saccade.tasks.tallyqa import TallyQa
 from saccade.tasks.vsr import Vsr
-from saccade.types import BoxNamed, Sample
+from saccade.types import BoxNamed, Evidence, ImageRef, Message, Sample, Text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -336,7 +343,7 @@ def test_vsr_refuses_labels_other_than_0_and_1(tmp_path):
     write_lines(tmp_path / "dev.jsonl", vsr_row(), b"", vsr_row(label=2), b"{")
     text = complaint(task, "validation")
     assert text.startswith("2 of 3 rows")
-    assert "dev.jsonl can't be used; mend or remove them:" in text
+    assert "dev.jsonl can't be used; mend or remove them, or set skip_bad to leave " in text
     assert "dev.jsonl line 3: label should be 0 or 1, got 2" in text
     assert "dev.jsonl line 4: is not JSON" in text
 
@@ -661,6 +668,137 @@ def test_rows_are_left_out_only_on_request_and_that_is_said(tmp_path, capsys):
     assert check(task, "test").problems == ()
 
 
+def test_what_is_left_out_is_listed_and_how_many_more_there_are(tmp_path, capsys):
+    with_lost_pictures(tmp_path)
+    Vsr(tmp_path, skip_missing=True).size("test")
+    told = capsys.readouterr().err.rstrip().split("\n")
+    [at] = [n for n, line in enumerate(told) if "left out 32 of 34 rows" in line]
+    rest = told[at + 1 :]
+    assert len(rest) == 21
+    assert "broken.jpg is a broken" in rest[0]
+    assert "There is no picture 'gone0.jpg' (nor " in rest[1]
+    assert rest[-1] == "  and 11 more (skip_missing: false lists all)"
+
+
+BAD = {
+    "gqa": ("05451384", "object 722332 of its scene graph: w should be greater than 0, got 0"),
+    "mathvista": ("row 2", "answer 'Blue' must stand among the choices once, it stands there 2"),
+    "grit": ("vsr_val.jsonl line 1", "bboxs 0 needs x0 < x1 and y0 < y1, got [10.0, 20.0, 10.0, 4"),
+}
+
+
+def spoil(folder: Path, name: str) -> None:
+    """One row that can't be used, among others that can."""
+    if name == "gqa":
+        graph = gqa_graph()
+        graph["objects"]["722332"]["w"] = 0  # type: ignore[index]
+        write_json(folder / "graphs.json", {"2375429": graph})
+    elif name == "mathvista":
+        told = json.loads((folder / "annot_testmini.json").read_text())
+        told["2"]["choices"] = ["Blue", "Red", "Blue"]
+        write_json(folder / "annot_testmini.json", told)
+    else:
+        write_lines(folder / "vsr_val.jsonl", grit_row(bboxs=[[10, 20, 10, 40]]), grit_row())
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_refuses_a_split_unless_it_is_to_be_left_out_and_then_it_is_listed(
+    tmp_path, name, capsys
+):
+    task = FOLDERS[name](tmp_path)
+    whole = [s.id for s in samples(task)]
+    spoil(tmp_path, name)
+    where, reason = BAD[name]
+    options = {"scene_graphs": tmp_path / "graphs.json"} if name == "gqa" else {}
+    text = complaint(type(task)(tmp_path, **options))
+    assert "or set skip_bad to leave them out:" in text
+    assert where in text
+    assert reason in text
+    capsys.readouterr()
+    kept = [s.id for s in samples(type(task)(tmp_path, skip_bad=True, **options))]
+    assert len(kept) == len(whole) - 1
+    assert set(kept) < set(whole)  # the others keep their numbers
+    said = capsys.readouterr().err
+    assert f"left out 1 of {len(whole)} rows, which can't be used.\n" in said
+    assert where in said
+    assert reason in said
+
+
+def test_bad_rows_and_lost_pictures_are_left_out_by_options_of_their_own(tmp_path):
+    with_lost_pictures(tmp_path, 1)
+    with (tmp_path / "test.jsonl").open("a") as file:
+        file.write(json.dumps(vsr_row(caption="")))
+    text = complaint(Vsr(tmp_path, skip_bad=True))
+    assert "There is no picture 'gone0.jpg'" in text
+    assert "or set skip_bad" not in text
+    assert Vsr(tmp_path, skip_bad=True, skip_missing=True).size("test") == 2
+
+
+def test_a_split_of_bad_rows_alone_is_an_error_all_the_same(tmp_path):
+    vsr_folder(tmp_path)
+    write_lines(tmp_path / "test.jsonl", vsr_row(caption=""))
+    assert "1 of 1 rows" in complaint(Vsr(tmp_path, skip_bad=True))
+
+
+@pytest.mark.parametrize(
+    ("bad", "kept"),
+    [
+        ({"bbox": [5, 10, 0, 30], "category_id": 1, "image_id": 1}, ["dog on the left"]),
+        ({"bbox": [5, 10, 5], "category_id": 1, "image_id": 1}, ["dog on the left"]),
+        ({"bbox": [5, 10, 5, 5], "category_id": 9, "image_id": 1}, ["dog on the left"]),
+        ({"bbox": [5, 10, 5, 5], "category_id": 1, "image_id": 9}, ["dog on", "person behind"]),
+        ({"bbox": [5, 10, 5, 5], "category_id": 1}, []),
+    ],
+)
+def test_ovdeval_asks_nothing_that_a_box_left_out_may_have_answered(tmp_path, bad, kept):
+    task = ovd_folder(tmp_path)
+    told = ovd_file()
+    told["annotations"].append(bad)  # type: ignore[attr-defined]
+    write_json(tmp_path / "annotations" / "position.json", told)
+    task = OvdEval(tmp_path, skip_bad=True)
+    if not kept:
+        assert "an annotation that may be its own can't be used" in complaint(task)
+        return
+    asked = [s.question for s in samples(task)]
+    assert len(asked) == len(kept)
+    for question, phrase in zip(asked, kept, strict=True):
+        assert phrase in question
+
+
+def test_pictures_are_opened_as_they_are_read_where_a_split_is_large(tmp_path, monkeypatch):
+    with_lost_pictures(tmp_path)
+    opened: list[str] = []
+
+    def load_image(path: Path) -> Image.Image:
+        opened.append(path.name)
+        return picture_files.load_image(path)
+
+    monkeypatch.setattr(published, "load_image", load_image)
+    task = Vsr(tmp_path, check="read", skip_missing=True)
+    assert task.size("test") == 3  # one is broken, which is not known yet
+    write_lines(tmp_path / "train.jsonl", *[vsr_row(label=k % 2) for k in range(9)])
+    few = Few(task, items=2, seed=0)
+    assert few.size("train") == 2
+    assert opened == []
+    [first] = task.load("test", store=ImageStore(), count=1)
+    assert opened == ["000000085637.jpg"]
+    assert dict(first.meta)[CLUSTER] == first.images[0].key
+    with pytest.raises(DataError, match=r"broken\.jpg is a broken"):
+        task.load("test", store=ImageStore(), start=1, count=1)
+    picture(tmp_path / "000000085637.jpg", color="green")
+    assert "changed while in use" in complaint(task)
+
+
+def test_boxes_are_checked_as_their_pictures_are_opened(tmp_path):
+    grit_folder(tmp_path)
+    write_lines(tmp_path / "vsr_val.jsonl", grit_row(width=99), grit_row())
+    task = Grit(tmp_path, check="read")
+    assert task.size("test") == 3
+    text = complaint(task)
+    assert "vsr_val.jsonl line 1 can't be used (states 99 x 80 pixels" in text
+    assert Grit(tmp_path, skip_bad=True).size("test") == 2
+
+
 def test_a_split_whose_pictures_are_all_lost_is_an_error_all_the_same(tmp_path):
     write_lines(tmp_path / "test.jsonl", vsr_row())
     text = complaint(Vsr(tmp_path, skip_missing=True))
@@ -727,6 +865,72 @@ def test_files_that_are_no_rows_are_one_sentence(tmp_path):
     assert "There is no file or folder" in complaint(TallyQa(tmp_path / "gone"))
 
 
+# --- shipped recipes ------------------------------------------------------------------------------
+
+OF_REAL_MODELS = ("grounded-qwen2.5-vl-3b", "grounded-internvl3-2b")
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+def test_the_command_in_a_recipe_measures_boxes_on_rows_that_have_them(tmp_path, name):
+    file = data_file(Path(f"{name}.yaml"))
+    lines = file.read_text().splitlines()
+    [command] = [line.split("eval ")[1] for line in lines if line.startswith("#   saccade eval")]
+    told, *overrides = shlex.split(command.replace("data/grit", str(tmp_path)))
+    assert told == name
+    grit_folder(tmp_path)
+    recipe = load_recipe(file, overrides)
+    found = samples(task_of(recipe), recipe.eval.split)
+    assert [len(s.evidence) for s in found] == [1, 0, 2]
+    assert recipe.eval.items >= 288 + 491  # the published rows of VSR and TallyQA
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+def test_the_recipes_of_real_models_ask_for_a_form_and_open_few_pictures(tmp_path, name):
+    recipe = load_recipe(data_file(Path(f"{name}.yaml")))
+    vsr_folder(tmp_path / "vsr")
+    tally_folder(tmp_path / "tally")
+    lines = (tmp_path / "vsr" / "test.jsonl").read_text()
+    (tmp_path / "vsr" / "train.jsonl").write_text(lines)
+    parts = [dict(part) for part in recipe.task.options["parts"]]  # type: ignore[union-attr]
+    assert [part["check"] for part in parts] == ["read", "read"]
+    parts[0]["path"], parts[1]["path"] = str(tmp_path / "vsr"), str(tmp_path / "tally")
+    task = recipe.task.model_copy(update={"options": {"parts": parts}})
+    asked = samples(task_of(recipe.model_copy(update={"task": task})), "train")
+    assert {s.question.rpartition("Answer ")[2] for s in asked} == {
+        "with true or false.",
+        "with a number.",
+    }
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+@pytest.mark.parametrize(
+    ("gold", "said", "is_right"),
+    [
+        *[("3", said, True) for said in ("3", "three", "Three.", "3 cups", "There are 3.")],
+        *[("true", said, True) for said in ("true", "True.", "Yes", "Yes, it is.")],
+        *[("false", said, True) for said in ("False", "No", "no.")],
+        *[("3", said, False) for said in ("4", "two", "There are 2.", "3 or 4", "many", "")],
+        *[("15", said, False) for said in ("14", "16", "sixteen cups")],
+        *[("true", said, False) for said in ("false", "No", "not true", "true or false", "cup")],
+        *[("false", said, False) for said in ("true", "Yes.", "3")],
+    ],
+)
+def test_the_recipes_of_real_models_pay_for_right_answers_in_any_words(name, gold, said, is_right):
+    """A real model writes "three" or "Yes": by the strict rule it would never be paid."""
+    rubric = rubric_of(load_recipe(data_file(Path(f"{name}.yaml"))).rl)
+    kind = "count" if gold.isdigit() else "touching"
+    ref = ImageRef("a" * 64, 100, 80)
+    evidence = (Evidence(ref, Box(10, 10, 30, 30), "cup"),)
+    asked = Sample("s", "?", (ref,), gold, kind=kind, evidence=evidence)
+    form = "<think> a cup there {0} </think> <rethink> so {0} </rethink> <answer> {0} </answer>"
+    value = rubric.score(
+        replace(answered(asked, said), messages=(Message("assistant", (Text(form.format(said)),)),))
+    ).value
+    assert value is not None
+    assert (value >= 1.0) == is_right
+    assert (value == 0.0) != is_right  # nor are boxes paid beside a wrong answer
+
+
 # --- the hub --------------------------------------------------------------------------------------
 
 
@@ -747,6 +951,8 @@ def test_only_a_whole_commit_is_a_revision(revision):
         ({"path": 3}, "'path' of task vsr must be a path, got 3"),
         ({"path": "x", "images": 3}, "'images' of task vsr must be a path, got 3"),
         ({"path": "x", "skip_missing": "yes"}, "must be true or false, got 'yes'"),
+        ({"path": "x", "skip_bad": 1}, "'skip_bad' of task vsr must be true or false, got 1"),
+        ({"path": "x", "check": "no"}, "'check' of task vsr must be all or read, got 'no'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_read(options, sentence):
@@ -812,5 +1018,6 @@ def test_a_hub_that_is_out_of_reach_is_one_sentence_with_a_remedy(monkeypatch):
 def test_every_loader_takes_the_same_options_of_its_own_and_of_all():
     for kind in (Vsr, TallyQa, Grit, Gqa, OvdEval, MathVista, Mme):
         assert issubclass(kind, Published)
-        task = kind(repo="a/b", revision=COMMIT, images="x", skip_missing=True)
-        assert task.skip_missing
+        options = {"skip_missing": True, "skip_bad": True, "check": "read"}
+        task = kind(repo="a/b", revision=COMMIT, images="x", **options)
+        assert (task.skip_missing, task.skip_bad, task.check) == (True, True, "read")

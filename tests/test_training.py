@@ -27,6 +27,7 @@ from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import answer, per_turn, reward
 from saccade.rollout import Setup
+from saccade.run_folder import RunFolder
 from saccade.synth import Demonstration, write_demonstrations
 from saccade.synth_charts import demonstrations
 from saccade.tokens import pack
@@ -461,6 +462,15 @@ def test_pretraining_uses_the_image_budget_of_its_recipe(tmp_path: Path) -> None
     )
     stored = json.loads((model / "preprocessor_config.json").read_text())
     assert stored["size"] == {"shortest_edge": 2 * 784, "longest_edge": 6 * 784}
+
+
+def test_sft_takes_as_many_steps_as_it_is_told_to_whatever_it_has(
+    base: Path, tmp_path: Path
+) -> None:
+    write_demonstrations(tmp_path / "d.jsonl", demonstrations(2, seed=0, dialect=dialect("hermes")))
+    told = (f"sft.demonstrations={tmp_path / 'd.jsonl'}", "sft.epochs=1", "sft.steps=3")
+    sft.run(recipe(base, *told, run=tmp_path / "run"))
+    assert [r["step"] for r in RunFolder(tmp_path / "run").read("metrics")] == [1, 2, 3]
 
 
 def test_training_leaves_the_settings_of_a_model_as_they_were(base: Path, tmp_path: Path) -> None:

@@ -147,6 +147,9 @@ class SftConfig(Section):
     """Demonstrations to train on, drawn from the file by the seed; null: all of them."""
     epochs: Positive = 10
     """Passes over the demonstrations."""
+    steps: Positive | None = None
+    """Optimiser steps in the place of passes, for as many of few demonstrations as of many; null:
+    those of `epochs`."""
     batch_size: Positive = 16
     """Episodes for each optimiser step."""
     learning_rate: Rate = 3e-4
@@ -473,7 +476,7 @@ class ClaimConfig(Section):
     """Of the questions, each by itself, in the place of strata; for figures of one arm."""
     at_checkpoints: bool = False
     """Of its share of invalid or redundant boxes: the largest of all validations on the way, of all
-    seeds, in the place of the end's."""
+    seeds, in the place of the end's. It is a plain number, and decides by itself."""
     more_than: float | None = None
     """All of the 95% interval of the difference, or of the figure, is above this; 0.01 is a
     point."""
@@ -482,7 +485,9 @@ class ClaimConfig(Section):
     less_than: float | None = None
     """All of the interval is below this."""
     not_below: float | None = None
-    """Not all of the interval is below this: nothing is lost that can be told."""
+    """The margin of a claim that nothing is lost: -0.03 is met where a loss of three points is
+    ruled out (all of the interval is above), missed where more is lost for sure (all of it is
+    below), and not decided where the interval holds the margin."""
 
     @model_validator(mode="after")
     def _one_bound(self) -> ClaimConfig:
@@ -495,6 +500,8 @@ class ClaimConfig(Section):
             raise ValueError(
                 "a claim with kinds or at_checkpoints is about one arm: leave out above"
             )
+        if self.not_below is not None and not self.above:
+            raise ValueError("a claim with not_below is about a difference: say above which arms")
         if self.at_checkpoints and self.metric not in ("invalid", "redundant"):
             raise ValueError(
                 f"a claim at_checkpoints is about invalid or redundant, got {self.metric}"

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from saccade.coverage import overlap
@@ -36,6 +37,7 @@ __all__ = [
     "ALL",
     "MAX_UNSCORED",
     "VALUES",
+    "WEIGHTS",
     "Comparison",
     "Interval",
     "Metric",
@@ -47,6 +49,7 @@ __all__ = [
     "results_json",
     "row_of",
     "summarise",
+    "weight_of",
 ]
 
 ALL = "all"
@@ -331,13 +334,12 @@ def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int =
 
     def by_stratum(metric: Metric, among: Sequence[SampleRow] = rows) -> dict[str, Interval]:
         named = {name: _of(among, name) for name in _strata(among)}
-        found = {s: _interval(r, VALUES[metric], bootstrap, seed) for s, r in named.items()}
+        found = {s: _interval(r, metric, bootstrap, seed) for s, r in named.items()}
         return {name: interval for name, interval in found.items() if interval}
 
     kinds = {k: [r for r in rows if r.kind == k] for k in sorted({r.kind for r in rows} - {""})}
     by_kind, changed = (
-        {k: _interval(r, VALUES[metric], bootstrap, seed) for k, r in kinds.items()}
-        for metric in ("accuracy", "changed")
+        {k: _interval(r, metric, bootstrap, seed) for k, r in kinds.items()} for metric in _BY_KIND
     )
     tools: Counter[str] = Counter()
     for row in rows:
@@ -364,6 +366,9 @@ def summarise(rows: Sequence[SampleRow], *, bootstrap: int = 10_000, seed: int =
         grounding={m: found for m in get_args(GroundingMetric) if (found := by_stratum(m))},
         changed_kinds={kind: interval for kind, interval in changed.items() if interval},
     )
+
+
+_BY_KIND: tuple[Metric, Metric] = ("accuracy", "changed")
 
 
 def _of_grounding(name: str) -> Callable[[SampleRow], float | None]:
@@ -402,6 +407,18 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
     "right_before": lambda row: _right_before(row),
     "right_after": lambda row: None if row.before is None else float(row.strict or False),
 }
+
+
+WEIGHTS: dict[Metric, Callable[[SampleRow], float]] = dict.fromkeys(
+    ("invalid", "redundant", "cut"), lambda row: float(row.grounding.boxes if row.grounding else 0)
+)
+"""What an episode counts in a mean, where that is not 1: shares of boxes are over all boxes, as
+they are while a model is trained, and not means of the shares of episodes."""
+
+
+def weight_of(metric: Metric) -> Callable[[SampleRow], float]:
+    """What an episode that has the metric counts in its mean."""
+    return WEIGHTS.get(metric, lambda row: 1.0)
 
 
 def _changed(row: SampleRow) -> float | None:
@@ -457,17 +474,15 @@ def _refuse_twice(rows: Iterable[SampleRow]) -> None:
 
 
 def _interval(
-    rows: Iterable[SampleRow],
-    value: Callable[[SampleRow], float | None],
-    bootstrap: int,
-    seed: int,
+    rows: Iterable[SampleRow], metric: Metric, bootstrap: int, seed: int
 ) -> Interval | None:
-    """Mean over the rows that have the value; None where no row has it."""
-    clusters: dict[str, tuple[float, int]] = {}
+    """Mean over the rows that have the metric, by their weight; None where no row has it."""
+    value, weight = VALUES[metric], weight_of(metric)
+    clusters: dict[str, tuple[float, float]] = {}
     for row in rows:
         if (v := value(row)) is not None:
-            total, count = clusters.get(row.cluster, (0.0, 0))
-            clusters[row.cluster] = (total + v, count + 1)
+            total, count = clusters.get(row.cluster, (0.0, 0.0))
+            clusters[row.cluster] = (total + weight(row) * v, count + weight(row))
     return _bootstrap(list(clusters.values()), bootstrap, seed) if clusters else None
 
 
@@ -484,29 +499,38 @@ _ALIKE = 64
 """With so few different clusters it is faster to draw how often each of them comes."""
 
 
-def _bootstrap(clusters: Sequence[tuple[float, int]], resamples: int, seed: int) -> Interval:
-    """Ratio of the sums of (total, count) pairs, with its interval when whole clusters are drawn.
+def _bootstrap(clusters: Sequence[tuple[float, ...]], resamples: int, seed: int) -> Interval:
+    """Ratio of the sums of (total, count) pairs, or the difference of two such ratios, with its
+    interval when whole clusters are drawn.
 
     Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
     """
-    table = np.array(sorted(clusters), dtype=float)  # (clusters, 2); sorted: order must not matter
-    totals, counts = table.sum(axis=0)
-    estimate = float(totals / counts)
+    table = np.array(sorted(clusters), dtype=float)  # (clusters, 2 or 4); order must not matter
+    estimate = float(_ratio(table.sum(axis=0)))
     number = len(table)
     if number < 2:
         return Interval(estimate, None, None)
     rng = np.random.default_rng(seed)
     kinds, times = np.unique(table, axis=0, return_counts=True)
     if len(kinds) <= _ALIKE:
-        drawn = rng.multinomial(number, times / number, size=resamples) @ kinds  # (resamples, 2)
+        drawn = (
+            rng.multinomial(number, times / number, size=resamples) @ kinds
+        )  # (resamples, 2 or 4)
     else:
-        drawn = np.empty((resamples, 2))
+        drawn = np.empty((resamples, table.shape[1]))
         chunk = max(1, 2_000_000 // number)  # some 16 MB of indices at a time
         for start in range(0, resamples, chunk):
             size = (min(chunk, resamples - start), number)
             drawn[start : start + chunk] = table[rng.integers(number, size=size)].sum(axis=1)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    low, high = np.quantile(_ratio(drawn), [0.025, 0.975])
     return Interval(estimate, float(low), float(high))
+
+
+def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of each row of sums (..., 2): total over count; of (..., 4): the difference of two."""
+    ratios = sums[..., 0::2] / sums[..., 1::2]
+    found: NDArray[np.float64] = ratios[..., 0] - ratios[..., 1:].sum(axis=-1)
+    return found
 
 
 # --- comparisons ----------------------------------------------------------------------------------
@@ -545,12 +569,12 @@ def paired(
 ) -> Comparison:
     """Mean difference over shared sample ids, with the interval of the paired bootstrap.
 
-    A sample's figure is the mean over its rollouts. There is a sentence and no difference where
+    A sample's figure is the mean over its rollouts, and what it counts in a share of boxes is their
+    number. There is a sentence and no difference where
     more than 1% of either run (whole or in the stratum) is unscored, or fewer than two clusters are
     shared. Raises ValueError where an episode stands twice.
     """
-    value = VALUES[metric]
-    means: list[dict[str, tuple[str, float]]] = []
+    means: list[dict[str, tuple[str, float, float]]] = []
     for name, rows in zip(names, (rows_a, rows_b), strict=True):
         _refuse_twice(rows)
         for part in (rows, _of(rows, stratum)):
@@ -559,13 +583,14 @@ def paired(
                 share = f"{unscored} of {len(part)} episodes of {name} are unscored"
                 reason = f"{share}, above {MAX_UNSCORED:.0%}: repair and evaluate them again."
                 return Comparison(*names, stratum, metric, None, reason)
-        means.append(_sample_means(_of(rows, stratum), value))
+        means.append(_sample_means(_of(rows, stratum), metric))
     first, second = means
-    clusters: dict[str, tuple[float, int]] = {}
+    clusters: dict[str, tuple[float, ...]] = {}
     for sample_id in sorted(first.keys() & second.keys()):
-        cluster, mean = first[sample_id]
-        total, count = clusters.get(cluster, (0.0, 0))
-        clusters[cluster] = (total + mean - second[sample_id][1], count + 1)
+        cluster, *a = first[sample_id]
+        _, *b = second[sample_id]
+        sums = clusters.get(cluster, (0.0,) * 4)
+        clusters[cluster] = tuple(old + new for old, new in zip(sums, (*a, *b), strict=True))
     if len(clusters) < 2:
         reason = f"{len(clusters)} independent samples have this figure in both; at least 2 must."
         return Comparison(*names, stratum, metric, None, reason)
@@ -573,15 +598,19 @@ def paired(
     return Comparison(*names, stratum, metric, difference)
 
 
-def _sample_means(
-    rows: Iterable[SampleRow], value: Callable[[SampleRow], float | None]
-) -> dict[str, tuple[str, float]]:
-    """(cluster, mean over rollouts) by sample id, for the samples that have the value."""
-    found: dict[str, tuple[str, list[float]]] = {}
+def _sample_means(rows: Iterable[SampleRow], metric: Metric) -> dict[str, tuple[str, float, float]]:
+    """(cluster, weighted mean over rollouts times weight, weight) by sample id, for the samples
+    that have the metric. The weight is that of a rollout, in the mean.
+    """
+    value, weight = VALUES[metric], weight_of(metric)
+    found: dict[str, tuple[str, list[tuple[float, float]]]] = {}
     for row in sorted(rows, key=lambda r: r.rollout):
         if (v := value(row)) is not None:
-            found.setdefault(row.id, (row.cluster, []))[1].append(v)
-    return {key: (cluster, sum(v) / len(v)) for key, (cluster, v) in found.items()}
+            found.setdefault(row.id, (row.cluster, []))[1].append((v * weight(row), weight(row)))
+    return {
+        key: (cluster, *(sum(column) / len(each) for column in zip(*each, strict=True)))
+        for key, (cluster, each) in found.items()
+    }
 
 
 # --- output ---------------------------------------------------------------------------------------

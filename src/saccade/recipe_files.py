@@ -90,7 +90,7 @@ def dump_recipe(recipe: Recipe) -> str:
 Stage = Literal["pretrain", "sft", "rl", "eval"]
 _MAY_CHANGE: dict[Stage, frozenset[str]] = {
     "pretrain": frozenset({"steps", "decay_steps", "checkpoint_every", "max_minutes"}),
-    "sft": frozenset({"epochs", "checkpoint_every"}),
+    "sft": frozenset({"epochs", "steps", "checkpoint_every"}),
     "rl": frozenset({"steps", "checkpoint_every", "eval_every", "eval_items"}),
     "eval": frozenset({"items", "bootstrap"}),
 }
@@ -116,6 +116,7 @@ _ADDED: dict[str, Any] = {
     "eval.gaze_of": None,
     "task.train_items": None,
     "task.train_ways": 1,
+    "sft.steps": None,
     "rl.gate": None,
     "rl.judge": None,
     "rl.keep": "last",

@@ -76,7 +76,7 @@ def run(recipe: Recipe) -> Path:
                 frozen |= image_features(policy, part, store=store)
                 bar.advance(by=len(part))
     per_epoch = math.ceil(len(flats) / config.batch_size)
-    steps = per_epoch * config.epochs
+    steps = config.steps or per_epoch * config.epochs
     with RunFolder(recipe.run or Path("runs/sft")) as folder:
         check_same_run(folder.recipe(), recipe, stage="sft")
         check_same_start(folder, recipe, stage="sft")

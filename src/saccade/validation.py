@@ -96,7 +96,7 @@ async def _accuracies(samples: Sequence[Sample], setup: Setup, recipe: Recipe) -
     )
     assert setup.rubric is not None
     rows = [row_of(e, setup.rubric) for e in episodes]
-    found: dict[str, float] = {}
+    found: dict[str, float] = {"items": len(rows)}
     for name in ("", *sorted({r.stratum for r in rows if r.stratum})):
         chosen = [r for r in rows if not name or r.stratum == name]
         key = f"accuracy_{name}" if name else "accuracy"

@@ -28,6 +28,7 @@ from saccade.ladder.figures.statistics import (
     differences,
     gain_and_harm,
     majority_level,
+    own_item_figures,
 )
 from saccade.ladder.foreign import episodes_file, read_episodes
 from saccade.ladder.work import Action, Job, Work, workers
@@ -38,6 +39,8 @@ from saccade.run_folder import RunFolder
 __all__ = ["run", "trained_model"]
 
 LEAST_RESAMPLES = 100
+OWN_ITEMS = "training-items"
+"""Folder of what an arm of few items answers to those."""
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
@@ -73,6 +76,8 @@ def run(recipe: Recipe) -> dict[str, Any]:
             asked = _measurements(found)
             work([job for _, arm, job in asked if arm.gaze_of is None], "measure")
             work([job for _, arm, job in asked if arm.gaze_of is not None], "measure masked")
+            own = [job for arm in found.trained for job in _on_own_items(found, arm)]
+            work(own, "measure on training items")
         results = _results(found)
         folder.write_json("ladder.json", results)
     return results
@@ -316,6 +321,37 @@ def _measurements(
     return asked
 
 
+def _items_read(trained: Recipe, stage: Stage) -> int | None:
+    """Distinct questions that a training reads; None where that depends on a file."""
+    items = trained.task.train_items
+    if stage == "rl":
+        asked = trained.rl.steps * trained.rl.prompts_per_step
+        return asked if items is None else min(items, asked)
+    if items is None or trained.sft.steps is None:
+        return items
+    return min(items, trained.sft.steps * trained.sft.batch_size)
+
+
+def _on_own_items(found: _Ladder, arm: Arm) -> Iterator[Job]:
+    """What a trained arm of few items is asked of these, at each seed its own, where it read all of
+    them.
+    """
+    for seed in found.seeds(arm):
+        trained = _training(found, arm, seed, found.rates[arm.name]).recipe
+        items = trained.task.train_items
+        if items is None or _items_read(trained, arm.stage) != items:
+            continue
+        settings = {"eval.split": "train", "eval.items": min(items, found.recipe.eval.items)}
+        yield found.job(
+            "measure",
+            arm,
+            seed,
+            run=found.place(arm, seed) / OWN_ITEMS,
+            model=found.model(arm.name, seed),
+            settings=settings,
+        )
+
+
 # --- results --------------------------------------------------------------------------------------
 
 
@@ -338,6 +374,7 @@ def _results(found: _Ladder) -> dict[str, Any]:
             "training": [_cost(found, arm, seed) for seed in found.seeds(arm)]
             if arm.is_trained
             else [],
+            **(_what_it_read(found, arm) if arm.is_trained else {}),
             "checkpoints": [r for seed in found.seeds(arm) for r in _checkpoints(found, arm, seed)],
         }
     return {
@@ -349,6 +386,24 @@ def _results(found: _Ladder) -> dict[str, Any]:
         "ledger": _ledger(found),
         "arms": told,
         "splits": {split: _split_results(found, split) for split in config.splits},
+    }
+
+
+def _what_it_read(found: _Ladder, arm: Arm) -> dict[str, Any]:
+    """What a training read, what it is worth on that, and how many labelled items of validation its
+    weights were picked on.
+    """
+    trained = _training(found, arm, found.seeds(arm)[0], found.rates[arm.name]).recipe
+    picks = arm.stage == "rl" and trained.rl.keep == "best"
+    own = [job.rows for job in _on_own_items(found, arm)]
+    figures = own_item_figures(own)
+    return {
+        "items_read": _items_read(trained, arm.stage),
+        "picked_on": trained.rl.eval_items if picks else None,
+        "training_items": {
+            metric: {stratum: list(value) for stratum, value in of.items()}
+            for metric, of in figures.items()
+        },
     }
 
 

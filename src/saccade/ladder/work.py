@@ -223,5 +223,7 @@ def _demonstrations(job: Job) -> tuple[list[Demonstration], dict[str, float]]:
 def _samples(recipe: Recipe, top: Path) -> Path:
     """Where samples that are slow to make are stored: arms may have tasks of their own."""
     drawn_by = [recipe.task.model_dump(mode="json"), recipe.max_image_tokens]
+    if recipe.eval.split == "train":  # few items are others at each seed
+        drawn_by.append(recipe.seed)
     task = json.dumps(drawn_by, sort_keys=True)
     return top / "samples" / hashlib.sha256(task.encode()).hexdigest()[:12]

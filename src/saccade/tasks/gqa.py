@@ -86,13 +86,21 @@ class Gqa(Published):
         *,
         images: str | os.PathLike[str] | None = None,
         skip_missing: bool = False,
+        skip_bad: bool = False,
+        check: str = "all",
         repo: str | None = None,
         revision: str | None = None,
         scene_graphs: str | os.PathLike[str] | None = None,
     ) -> None:
         """`scene_graphs` is a path of its own, not inside `path`."""
         super().__init__(
-            path, images=images, skip_missing=skip_missing, repo=repo, revision=revision
+            path,
+            images=images,
+            skip_missing=skip_missing,
+            skip_bad=skip_bad,
+            check=check,
+            repo=repo,
+            revision=revision,
         )
         if scene_graphs is not None and not isinstance(scene_graphs, str | os.PathLike):
             raise RecipeError(

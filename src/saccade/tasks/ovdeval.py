@@ -77,12 +77,20 @@ class OvdEval(Published):
         *,
         images: str | os.PathLike[str] | None = None,
         skip_missing: bool = False,
+        skip_bad: bool = False,
+        check: str = "all",
         repo: str | None = None,
         revision: str | None = None,
         subset: str = "position",
     ) -> None:
         super().__init__(
-            path, images=images, skip_missing=skip_missing, repo=repo, revision=revision
+            path,
+            images=images,
+            skip_missing=skip_missing,
+            skip_bad=skip_bad,
+            check=check,
+            repo=repo,
+            revision=revision,
         )
         if subset not in SUBSETS:
             raise RecipeError(
@@ -99,25 +107,39 @@ class OvdEval(Published):
     def read(self, path: Path) -> Iterator[Question | BadRow]:
         parts = json_members(path)
         problems: list[BadRow] = []
-        images = [image for _, image in _rows(_Image, path, parts, "images", problems)]
+        images = [row for *_, row in _rows(_Image, path, parts, "images", problems) if row]
         categories = _rows(_Category, path, parts, "categories", problems)
-        phrases = {category.id: category.name for _, category in categories}
+        phrases = {row.id: row.name for *_, row in categories if row}
         known = {image.id for image in images}
         boxes: dict[tuple[int, str], list[Box]] = {}
-        for where, one in _rows(_Annotation, path, parts, "annotations", problems):
-            x, y, width, height = one.bbox
-            if one.image_id not in known:
-                problems.append(BadRow(where, (f"image {one.image_id} is not in the file",)))
-            elif one.category_id not in phrases:
-                problems.append(BadRow(where, (f"category {one.category_id} is not in the file",)))
-            elif width <= 0 or height <= 0:
-                problems.append(BadRow(where, (f"bbox {one.bbox} has no area",)))
-            else:
+        spoilt: set[int | None] = set()
+        for where, told, one in _rows(_Annotation, path, parts, "annotations", problems):
+            reason = "" if one is None else _wrong_with(one, known, phrases)
+            if one is None or reason:
+                # without it, what is counted on its picture may be one too few
+                number = told.get("image_id") if isinstance(told, Mapping) else None
+                spoilt.add(number if isinstance(number, int) else None)
+            if reason:
+                problems.append(BadRow(where, (reason,)))
+            elif one is not None:
+                x, y, width, height = one.bbox
                 box = Box(x, y, x + width, y + height)
                 boxes.setdefault((one.image_id, phrases[one.category_id]), []).append(box)
         yield from problems
         for image in images:
-            yield from _questions(path, image, boxes)
+            if image.id in spoilt or None in spoilt:
+                where = f"{path.name} image {image.id}"
+                yield BadRow(where, ("an annotation that may be its own can't be used",))
+            else:
+                yield from _questions(path, image, boxes)
+
+
+def _wrong_with(one: _Annotation, known: set[int], phrases: Mapping[int, str]) -> str:
+    if one.image_id not in known:
+        return f"image {one.image_id} is not in the file"
+    if one.category_id not in phrases:
+        return f"category {one.category_id} is not in the file"
+    return f"bbox {one.bbox} has no area" if min(one.bbox[2:]) <= 0 else ""
 
 
 def _questions(
@@ -154,17 +176,18 @@ def _rows(
     parts: Mapping[str, object],
     part: str,
     problems: list[BadRow],
-) -> list[tuple[str, RowT]]:
-    """Places and rows of one part of the file; bad ones join the problems."""
+) -> list[tuple[str, object, RowT | None]]:
+    """Place, value and row of each in one part of the file, no row for bad ones, which join the
+    problems.
+    """
     told = parts.get(part)
     if not isinstance(told, list):
         raise DataError(f"{path} has no list {part!r}; check that it is a file of OVDEval.")
-    found = []
+    found: list[tuple[str, object, RowT | None]] = []
     for number, value in enumerate(told, 1):
         where = f"{path.name} {part} {number}"
         row = validated(model, where, value)
         if isinstance(row, BadRow):
             problems.append(row)
-        else:
-            found.append((where, row))
+        found.append((where, value, None if isinstance(row, BadRow) else row))
     return found

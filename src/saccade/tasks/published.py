@@ -5,10 +5,12 @@ hub's, named by `repo` and pinned by `revision`, a whole commit. Pictures are lo
 folder `images`, else beside the rows. A split is one of the usual names, or the name of a file in
 the folder without its ending.
 
-Invariant: a split is used whole or not at all. All of its rows and pictures are checked before the
-first sample is given out, and everything that is wrong is reported together. A picture that is
-missing is never replaced, and its rows are left out only where `skip_missing` says so. Nothing
-outside the two folders is read, and no code of a data set is fetched, let alone run.
+Invariant: a split is used whole, or without rows that are named. All of its rows and pictures are
+checked before the first sample is given out, and everything that is wrong is reported together. A
+picture that is missing is never replaced: its rows are left out only where `skip_missing` says so,
+rows that can't be used only where `skip_bad` does, and either are listed. Under `check: read`
+pictures are opened as their rows are read; before that they are only looked for. Nothing outside
+the two folders is read, and no code of a data set is fetched, let alone run.
 
 Left out on purpose: pictures inside parquet files and archives (unpack them and name the folder),
 downloads of pictures by their links, and splits drawn at random.
@@ -59,7 +61,10 @@ __all__ = [
 ]
 
 LISTED = 20
-"""Bad rows that a report spells out; pictures are all spelled out."""
+"""Bad rows that a report spells out, and pictures that one of what was left out does; an error
+spells out all pictures."""
+CHECKS = ("all", "read")
+"""When pictures are opened: all before the first sample, or each as its rows are read."""
 WHOLE = 0.999
 """A box with this share of its picture is the whole picture, which no gaze covers."""
 UNREAD = ("*.py", "*.parquet", "*.arrow", "*.zip", "*.tar", "*.gz", "*.tgz")
@@ -116,15 +121,13 @@ class _Lost(str):
     """One sentence about a picture that is missing or broken."""
 
 
-class _Checked(NamedTuple):
-    """A question whose picture was opened."""
+class _Used(NamedTuple):
+    """A question whose picture is there."""
 
     number: int
     """Of the row in its split, counted from 0 before any is left out."""
     question: Question
     path: Path
-    image: ImageRef
-    evidence: tuple[Evidence, ...]
 
 
 class Published(ABC):
@@ -142,24 +145,34 @@ class Published(ABC):
         *,
         images: str | os.PathLike[str] | None = None,
         skip_missing: bool = False,
+        skip_bad: bool = False,
+        check: str = "all",
         repo: str | None = None,
         revision: str | None = None,
     ) -> None:
-        """Nothing is read or fetched before the first `load`. Raises RecipeError for options that
-        don't fit each other.
+        """Nothing is read or fetched before the first `load`. `skip_missing` leaves out rows whose
+        pictures are missing or broken, `skip_bad` rows that can't be used, and both list them.
+        `check` is `all`, or `read`: pictures are opened as their rows are read, so that a large
+        split begins at once, and one that is broken is an error then. Raises RecipeError for
+        options that don't fit each other.
         """
         _check_options(self.name, path, images, repo, revision)
-        if not isinstance(skip_missing, bool):
+        for option, value in (("skip_missing", skip_missing), ("skip_bad", skip_bad)):
+            if not isinstance(value, bool):
+                raise RecipeError(
+                    f"Option {option!r} of task {self.name} must be true or false, got {value!r}."
+                )
+        if check not in CHECKS:
             raise RecipeError(
-                f"Option 'skip_missing' of task {self.name} must be true or false, "
-                f"got {skip_missing!r}."
+                f"Option 'check' of task {self.name} must be {' or '.join(CHECKS)}, got {check!r}."
             )
         self.rubric = Rubric(((answer, 1.0),))
-        self.skip_missing = skip_missing
+        self.skip_missing, self.skip_bad, self.check = skip_missing, skip_bad, check
         self._path = None if path is None else Path(path)
         self._images = None if images is None else Path(images)
         self._repo, self._revision = repo, revision
-        self._splits: dict[str, tuple[_Checked, ...]] = {}
+        self._splits: dict[str, tuple[_Used, ...]] = {}
+        self._opened: dict[Path, ImageRef] = {}
 
     @abstractmethod
     def read(self, path: Path) -> Iterator[Question | BadRow]:
@@ -172,7 +185,8 @@ class Published(ABC):
     def load(
         self, split: str, *, store: ImageStore, start: int = 0, count: int | None = None
     ) -> Sequence[Sample]:
-        """Rows of the split in the order of its files. The first call checks all of them.
+        """Rows of the split in the order of its files. The first call checks all of them, their
+        pictures as `check` says.
 
         Raises DataError: for bad rows and lost pictures, listed, and for a split that is not there.
         """
@@ -205,7 +219,7 @@ class Published(ABC):
             self._path = fetched(self._repo or "", self._revision or "")
         return self._path.parent if self._path.is_file() else self._path
 
-    def _rows(self, split: str) -> tuple[_Checked, ...]:
+    def _rows(self, split: str) -> tuple[_Used, ...]:
         if split not in self._splits:
             self._splits[split] = self._check(split)
         return self._splits[split]
@@ -237,50 +251,56 @@ class Published(ABC):
             )
         return [folder / n for n in names]
 
-    def _check(self, split: str) -> tuple[_Checked, ...]:
-        """All rows with the references of their pictures; DataError where any can't be used."""
+    def _check(self, split: str) -> tuple[_Used, ...]:
+        """The rows that are used; DataError where any can't be and nothing says to leave it out."""
         files = self._files(split)
         read = [row for path in files for row in self.read(path)]
         if not read:
             raise DataError(f"{files[0]} holds no rows; download it again.")
         problems = {row.where: list(row.reasons) for row in read if isinstance(row, BadRow)}
         pictures = self._pictures({row.places for row in read if isinstance(row, Question)})
-        checked, lost, cut = [], [], 0
+        used, lost, cut = [], [], 0
         for number, row in enumerate(read):
             if isinstance(row, BadRow):
                 continue
             picture = pictures[row.places]
             if isinstance(picture, _Lost):
                 lost.append(picture)
-            elif isinstance(picture, str):
+                continue
+            if isinstance(picture, str):
                 problems[row.where] = [picture]
-            else:
+                continue
+            if picture.image is not None:
+                self._opened[picture.path] = picture.image
                 evidence, reasons = _evidence(row, picture.image)
-                cut += sum(e.box not in {box for box, _ in row.boxes} for e in evidence)
-                checked.append(_Checked(number, row, *picture, evidence))
                 if reasons:
                     problems[row.where] = reasons
+                    continue
+                cut += sum(e.box not in {box for box, _ in row.boxes} for e in evidence)
+            used.append(_Used(number, row, picture.path))
         listed = sorted(set(lost))
-        if problems or (lost and not (self.skip_missing and checked)):
-            raise DataError(
-                "\n".join(
-                    [
-                        *_report_rows(files, problems, total=len(read)),
-                        *_report_pictures(
-                            self._picture_folder(), listed, len(pictures), skips=self.skip_missing
-                        ),
-                    ]
-                )
-            )
+        folder, total = self._picture_folder(), len(read)
+        if (problems and not self.skip_bad) or (lost and not self.skip_missing) or not used:
+            rows = _report_rows(files, problems, total=total, skips=self.skip_bad)
+            seen = _report_pictures(folder, listed, len(pictures), skips=self.skip_missing)
+            raise DataError("\n".join([*rows, *seen]))
         where = f"{self.name}/{split}"
         if lost:
-            _say(
-                f"{where}: left out {len(lost)} of {len(read)} rows, for pictures that are missing "
-                f"or broken: {len(listed)}."
+            _say_left_out(
+                f"{where}: left out {len(lost)} of {total} rows, for pictures that are missing or "
+                f"broken: {len(listed)}.",
+                listed,
+                all_by="skip_missing: false",
+            )
+        if problems:
+            _say_left_out(
+                f"{where}: left out {len(problems)} of {total} rows, which can't be used.",
+                [f"{place}: {'; '.join(reasons)}" for place, reasons in problems.items()],
+                all_by="",
             )
         if cut:
             _say(f"{where}: boxes cut at the border of their picture: {cut}.")
-        return tuple(checked)
+        return tuple(used)
 
     def _picture_folder(self) -> Path:
         return self.folder if self._images is None else self._images
@@ -288,7 +308,10 @@ class Published(ABC):
     def _pictures(
         self, wanted: set[tuple[str, ...]]
     ) -> dict[tuple[str, ...], _Picture | _Lost | str]:
-        """What each picture is, or the reason why it can't be used. Pixels are not kept."""
+        """Where each picture lies and, where all are opened, what it is; or the reason why it can't
+        be used. Pixels are not kept.
+        """
+        opens = self.check == "all"
         root = self._picture_folder()
         if not root.is_dir():
             raise DataError(f"There is no folder of pictures {root}; name it with option images.")
@@ -302,31 +325,40 @@ class Published(ABC):
         ):
             found: dict[tuple[str, ...], _Picture | _Lost | str] = {}
             for name, picture in zip(
-                names, pool.map(lambda places: _picture(root, bound, places), names), strict=True
+                names, pool.map(lambda p: _picture(root, bound, p, opens), names), strict=True
             ):
                 found[name] = picture
                 bar.advance()
         return found
 
-    def _sample(self, split: str, row: _Checked, store: ImageStore) -> Sample:
+    def _sample(self, split: str, row: _Used, store: ImageStore) -> Sample:
+        known = self._opened.get(row.path)
         try:
             view = root_view(load_image(row.path))
-        except ImageError:
+        except ImageError as error:
+            if known is None:
+                raise DataError(str(error)) from error
             view = None
-        if view is None or view.ref != row.image:
+        if view is None or view.ref != self._opened.setdefault(row.path, view.ref):
             raise DataError(f"Picture {row.path} changed while in use; start again.")
-        store.add(view)
         question = row.question
+        evidence, reasons = _evidence(question, view.ref)
+        if reasons:
+            raise DataError(
+                f"Row {question.where} can't be used ({'; '.join(reasons)}): mend or remove it, or "
+                "set check: all with skip_bad: true."
+            )
+        store.add(view)
         # Questions about one picture are not independent of each other.
-        meta = [(CLUSTER, row.image.key)]
+        meta = [(CLUSTER, view.ref.key)]
         if question.choices is not None:
             meta.insert(0, ("choices", str(question.choices)))
         return Sample(
             id=f"{self.name}/{split}/{row.number}",
             question=question.text,
-            images=(row.image,),
+            images=(view.ref,),
             answer=question.answer,
-            evidence=row.evidence,
+            evidence=evidence,
             kind=question.kind,
             stratum=question.stratum,
             meta=tuple(meta),
@@ -505,13 +537,13 @@ def _number(text: str) -> float | None:
 
 
 class _Picture(NamedTuple):
-    """Where a picture lies, and what it is."""
+    """Where a picture lies, and what it is, if it was opened."""
 
     path: Path
-    image: ImageRef
+    image: ImageRef | None
 
 
-def _picture(root: Path, bound: Path, places: Sequence[str]) -> _Picture | _Lost | str:
+def _picture(root: Path, bound: Path, places: Sequence[str], opens: bool) -> _Picture | _Lost | str:
     """The picture, or one sentence where it is lost, or the reason why its rows can't be used."""
     for place in places:
         path = root / place
@@ -522,7 +554,7 @@ def _picture(root: Path, bound: Path, places: Sequence[str]) -> _Picture | _Lost
                 continue
             if not path.resolve().is_relative_to(bound):
                 return f"picture {place!r} lies outside the folder of pictures; copy it there"
-            return _Picture(path, root_view(load_image(path)).ref)
+            return _Picture(path, root_view(load_image(path)).ref if opens else None)
         except ImageError as error:
             return _Lost(error)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -559,16 +591,14 @@ def _evidence(row: Question, image: ImageRef) -> tuple[tuple[Evidence, ...], lis
 
 
 def _report_rows(
-    files: Sequence[Path], problems: Mapping[str, Sequence[str]], *, total: int
+    files: Sequence[Path], problems: Mapping[str, Sequence[str]], *, total: int, skips: bool
 ) -> Iterator[str]:
     if not problems:
         return
     told = ", ".join(str(path) for path in files)
-    yield f"{len(problems)} of {total} rows of {told} can't be used; mend or remove them:"
-    for where, reasons in list(problems.items())[:LISTED]:
-        yield f"  {where}: {'; '.join(reasons)}"
-    if len(problems) > LISTED:
-        yield f"  and {len(problems) - LISTED} more"
+    advice = "mend or remove them" + ("" if skips else ", or set skip_bad to leave them out")
+    yield f"{len(problems)} of {total} rows of {told} can't be used; {advice}:"
+    yield from _first(f"{where}: {'; '.join(reasons)}" for where, reasons in problems.items())
 
 
 def _report_pictures(
@@ -582,6 +612,18 @@ def _report_pictures(
         f"with option images, {advice}:"
     )
     yield from (f"  {sentence}" for sentence in lost)
+
+
+def _first(told: Iterable[str], *, all_by: str = "") -> Iterator[str]:
+    """The first of them, each in a line, and how many more there are."""
+    lines = list(told)
+    yield from (f"  {line}" for line in lines[:LISTED])
+    if len(lines) > LISTED:
+        yield f"  and {len(lines) - LISTED} more" + (f" ({all_by} lists all)" if all_by else "")
+
+
+def _say_left_out(head: str, told: Sequence[str], *, all_by: str) -> None:
+    _say("\n".join([head, *_first(told, all_by=all_by)]))
 
 
 def _say(text: str) -> None:

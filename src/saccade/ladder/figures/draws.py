@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.evaluate import Interval
-from saccade.ladder.figures.rows import Mask, Numbers, RowTable
+from saccade.ladder.figures.rows import Field, Mask, Numbers, RowTable
 
 __all__ = ["Drawn", "Resampling", "Term", "draw_charts", "drawn_interval"]
 
@@ -73,15 +73,16 @@ class Drawn(NamedTuple):
 
 
 def draw_charts(
-    fields: Sequence[Numbers], masks: Sequence[Mask], table: RowTable, resampling: Resampling
+    fields: Sequence[Field], masks: Sequence[Mask], table: RowTable, resampling: Resampling
 ) -> Drawn:
     """All charts of the split are drawn at once, so that every figure sees the same ones."""
     numbers, charts = table.cluster_numbers()
-    shape = (len(fields), len(masks), fields[0].shape[1])
+    shape = (len(fields), len(masks), fields[0].values.shape[1])
     sums = np.zeros((charts, *shape, 2))  # the last axis: totals, counts
     for f, field in enumerate(fields):
-        has = ~np.isnan(field)
-        both = np.stack([np.where(has, field, 0.0), has], axis=-1)  # (samples, seeds, 2)
+        counts = np.where(np.isnan(field.values), 0.0, field.weights)
+        totals = np.where(counts > 0, field.values * counts, 0.0)
+        both = np.stack([totals, counts], axis=-1)  # (samples, seeds, 2)
         for m, mask in enumerate(masks):
             np.add.at(sums[:, f, m], numbers[mask], both[mask])
     means = _ratio(sums.sum(axis=0))

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from saccade.evaluate import ALL, MAX_UNSCORED, VALUES, Metric, SampleRow
+from saccade.evaluate import ALL, MAX_UNSCORED, VALUES, Metric, SampleRow, weight_of
 
 __all__ = [
     "ArmPair",
     "ArmRows",
+    "Field",
     "Mask",
     "Numbers",
     "RowTable",
@@ -35,6 +36,14 @@ Numbers = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
+class Field(NamedTuple):
+    """A figure of each sample at each seed, (samples, seeds), and what it counts in a mean."""
+
+    values: Numbers
+    """NaN where a sample has none."""
+    weights: Numbers
+
+
 @dataclass(frozen=True, slots=True)
 class RowTable:
     """The rows of an arm: samples in the order of their ids down, seeds in theirs across."""
@@ -47,16 +56,19 @@ class RowTable:
     cells: tuple[tuple[tuple[SampleRow, ...], ...], ...]
     """Rollouts, by sample and seed."""
 
-    def values(self, metric: Metric) -> Numbers:
-        """(samples, seeds): mean over the rollouts that have the metric; NaN where none has."""
-        value = VALUES[metric]
-        found = np.full((len(self.ids), len(self.seeds)), np.nan)
+    def values(self, metric: Metric) -> Field:
+        """Means over the rollouts that have the metric, by their weights."""
+        value, weight = VALUES[metric], weight_of(metric)
+        values = np.full((len(self.ids), len(self.seeds)), np.nan)
+        weights = np.ones_like(values)
         for i, across in enumerate(self.cells):
             for j, rollouts in enumerate(across):
-                have = [v for v in map(value, rollouts) if v is not None]
+                have = [(v, weight(r)) for r in rollouts if (v := value(r)) is not None]
                 if have:
-                    found[i, j] = sum(have) / len(have)
-        return found
+                    total = sum(w for _, w in have)
+                    values[i, j] = sum(v * w for v, w in have) / total
+                    weights[i, j] = total / len(have)
+        return Field(values, weights)
 
     def masks(self) -> dict[str, Mask]:
         """(samples,) by stratum, `all` first."""

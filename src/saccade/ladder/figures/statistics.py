@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from math import inf
+from math import inf, sqrt
 from typing import Any
 
-from saccade.evaluate import ALL, Interval, Metric
+import numpy as np
+
+from saccade.evaluate import ALL, VALUES, Interval, Metric, SampleRow
 from saccade.ladder.figures.draws import Drawn, Resampling, Term, draw_charts, drawn_interval
 from saccade.ladder.figures.findings import (
     ArmFigures,
@@ -26,6 +28,7 @@ from saccade.ladder.figures.findings import (
 from saccade.ladder.figures.rows import (
     ArmPair,
     ArmRows,
+    Field,
     Mask,
     Numbers,
     RowTable,
@@ -42,6 +45,7 @@ __all__ = [
     "differences",
     "gain_and_harm",
     "majority_level",
+    "own_item_figures",
 ]
 
 EASY, LOOK = "easy", "look"
@@ -110,7 +114,8 @@ def arm_figures(
         by_both[metric] = {}
         for (kind, stratum), interval in found(metric, at_crossed, crossed).items():
             by_both[metric].setdefault(kind, {})[stratum] = interval
-    mixtures = _mixtures(drawn, METRICS.index("accuracy"), list(strata), look_shares, resampling)
+    accuracy = [(1.0, METRICS.index("accuracy"))]
+    mixtures = _mixtures(drawn, accuracy, list(strata), look_shares, resampling)
     return ArmFigures(
         samples={stratum: int(mask.sum()) for stratum, mask in strata.items()},
         samples_by_kind={kind: int(mask.sum()) for kind, mask in kinds.items()},
@@ -136,20 +141,24 @@ def _check_shares(look_shares: Iterable[float]) -> None:
 
 def _mixtures(
     drawn: Drawn,
-    field: int,
+    of: Sequence[tuple[float, int]],
     strata: Sequence[str],
     look_shares: Iterable[float],
     resampling: Resampling,
     within: tuple[float, float] = (0.0, 1.0),
 ) -> dict[float, Interval | None]:
-    """By share of `look`: the weights are applied inside each resample."""
+    """By share of `look`, of a sum of (sign, field): weights are applied inside each resample."""
     if not {EASY, LOOK} <= set(strata):
         return {}
     look, easy = strata.index(LOOK), strata.index(EASY)
     return {
         float(share): drawn_interval(
             drawn,
-            [Term(share, field, look), Term(1 - share, field, easy)],
+            [
+                Term(sign * part, field, stratum)
+                for part, stratum in ((share, look), (1 - share, easy))
+                for sign, field in of  # innermost, so that an arm minus itself is 0 to the bit
+            ],
             resampling,
             within,
         )
@@ -190,6 +199,40 @@ def _seed_figures(
     )
 
 
+OF_OWN_ITEMS: tuple[Metric, ...] = ("accuracy", "f1", "mean_iou")
+
+
+def own_item_figures(
+    by_seed: Sequence[Sequence[SampleRow]],
+) -> dict[Metric, dict[str, Interval]]:
+    """Figures by stratum of an arm whose items are others at each seed: the mean of the seeds'
+    means, with Student's t over them, which covers what differs by seed and by items alike. A lone
+    seed has no interval; what does not apply has no key.
+    """
+    found: dict[Metric, dict[str, Interval]] = {}
+    for metric in OF_OWN_ITEMS:
+        value = VALUES[metric]
+        for stratum in [ALL, *sorted({r.stratum for rows in by_seed for r in rows} - {""})]:
+            each = [
+                [v for r in rows if stratum in (ALL, r.stratum) if (v := value(r)) is not None]
+                for rows in by_seed
+            ]
+            means = [sum(values) / len(values) for values in each if values]
+            if means:
+                found.setdefault(metric, {})[stratum] = _student(means, _RANGE[metric])
+    return found
+
+
+def _student(means: Sequence[float], within: tuple[float, float]) -> Interval:
+    estimate = sum(means) / len(means)
+    if len(means) < 2:
+        return Interval(estimate, None, None)
+    from scipy.stats import t
+
+    half = float(t.ppf(0.975, len(means) - 1)) * float(np.std(means, ddof=1)) / sqrt(len(means))
+    return Interval(estimate, max(within[0], estimate - half), min(within[1], estimate + half))
+
+
 # --- two arms -------------------------------------------------------------------------------------
 
 
@@ -216,14 +259,15 @@ def differences(
     pair = arm_pair(rows_a, rows_b, names)
     low, high = _RANGE[metric]
     within = (low - high, high - low)
-    field = pair.a.values(metric) - pair.b.values(metric)  # a lone seed is spread over the other's
+    fields = _in_both(pair.a.values(metric), pair.b.values(metric))
     strata, kinds = pair.a.masks(), masks_of(pair.a.kinds)
-    drawn = draw_charts([field], [*strata.values(), *kinds.values()], pair.a, resampling)
+    drawn = draw_charts(fields, [*strata.values(), *kinds.values()], pair.a, resampling)
     each = [
-        drawn_interval(drawn, [Term(1.0, 0, i)], resampling, within)
+        drawn_interval(drawn, [Term(1.0, 0, i), Term(-1.0, 1, i)], resampling, within)
         for i in range(len(strata) + len(kinds))
     ]
-    mixtures = _mixtures(drawn, 0, list(strata), look_shares, resampling, within)
+    of = [(1.0, 0), (-1.0, 1)]
+    mixtures = _mixtures(drawn, of, list(strata), look_shares, resampling, within)
     mixed = strata[EASY] | strata[LOOK] if mixtures else strata[ALL]
     whole = pair.unscored()
     return Differences(
@@ -241,6 +285,14 @@ def differences(
     )
 
 
+def _in_both(a: Field, b: Field) -> list[Field]:
+    """The two where both have a value; a lone seed is spread over the other's."""
+    values = np.broadcast_arrays(a.values, b.values)
+    weights = np.broadcast_arrays(a.weights, b.weights)
+    has = ~np.isnan(values[0] + values[1])
+    return [Field(np.where(has, v, np.nan), w) for v, w in zip(values, weights, strict=True)]
+
+
 def gain_and_harm(
     arm: ArmRows,
     reference: ArmRows,
@@ -255,8 +307,9 @@ def gain_and_harm(
     """
     resampling = resampling or Resampling()
     pair = arm_pair(arm, reference, names)
-    right, right_before = pair.a.values("accuracy"), pair.b.values("accuracy")
-    fields = [right * (1 - right_before), (1 - right) * right_before]
+    right, right_before = pair.a.values("accuracy").values, pair.b.values("accuracy").values
+    each = [right * (1 - right_before), (1 - right) * right_before]
+    fields = [Field(values, np.ones_like(values)) for values in each]
     strata = pair.a.masks()
     drawn = draw_charts(fields, list(strata.values()), pair.a, resampling)
     gain, harm = (

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -103,47 +103,73 @@ _BY_ITEMS = {"accuracy": "Accuracy", "f1": "F1 of boxes", "mean_iou": "Mean IoU 
 
 
 def item_curves(results: Mapping[str, Any]) -> list[CurveGroup]:
-    """Accuracy, F1 and IoU by the number of items that training read, of arms that differ in
-    nothing else (but the passes over them), with 95% intervals; what reads a stream stands at the
-    right.
+    """Accuracy, F1 and IoU by the number of different items that training read, of arms that differ
+    in nothing else (but the passes over them), with 95% intervals; what reads a stream stands at
+    the right. On the test splits, and on the training items themselves.
     """
     families: dict[str, dict[float, str]] = defaultdict(dict)
     for name in arm_names(results):
         arm = results["arms"][name]
         settings = dict(at(arm, "settings") or {})
         items = number_of(settings.pop(ITEMS, None))
-        settings.pop("sft.epochs", None)
+        for passes in ("sft.epochs", "sft.steps"):
+            settings.pop(passes, None)
+        read = items and (number_of(at(arm, "items_read")) or items)
         told = [at(arm, "stage"), at(arm, "start"), at(arm, "data"), settings]
-        families[json.dumps(told, sort_keys=True)][items or math.inf] = name
+        families[json.dumps(told, sort_keys=True)][read or math.inf] = name
     several = [of for of in families.values() if len(of) > 1][:STROKES]
     sizes = sorted({size for of in several for size in of if size < math.inf})
     if not sizes:
         return []
     stream = 3 * sizes[-1]
     ticks = {size: f"{size:,.0f}" for size in sizes}
-    if any(math.inf in of for of in several):
-        ticks[stream] = "stream"
-    legend = [(min(of.values(), key=len), f"var(--c{n})") for n, of in enumerate(several)]
+    streams = [of[math.inf] for of in several if math.inf in of]
+    if streams:
+        asked = {number_of(at(results, "arms", arm, "items_read")) for arm in streams}
+        told_of = ", ".join(f"{n:,.0f}" for n in sorted(n for n in asked if n is not None))
+        ticks[stream] = f"stream: {told_of}" if told_of else "stream"
+    legend = [
+        (f"{min(of.values(), key=len)}{_steps_of(results, of.values())}", f"var(--c{n})")
+        for n, of in enumerate(several)
+    ]
+    names = arm_names(results)
+    own = {arm: at(results, "arms", arm, "training_items") for arm in names}
     groups = []
     for split in at(results, "splits") or {}:
         drawn = []
-        for metric, title in _BY_ITEMS.items():
-            for stratum in strata_of(results, split):
-                lines: list[Line] = []
-                for stroke, of in enumerate(several):
-                    lines += _with_bars(results, split, of, metric, stratum, stroke, stream)
-                if lines:
-                    prefix = f"items-{split}-{metric}-{stratum}"
-                    svg = curve_svg(lines, prefix=prefix, ticks=ticks)
-                    drawn.append(Curve(title, stratum, svg))
+        figures = {arm: at(figures_of(results, split, arm), "by_stratum") for arm in names}
+        for note, of_arms in (("", figures), (" on training items", own)):
+            for metric, title in _BY_ITEMS.items():
+                for stratum in strata_of(results, split):
+                    lines: list[Line] = []
+                    for stroke, of in enumerate(several):
+                        lines += _with_bars(of_arms, of, metric, stratum, stroke, stream)
+                    if lines:
+                        prefix = f"items-{split}-{metric}-{stratum}{'-own' if note else ''}"
+                        svg = curve_svg(lines, prefix=prefix, ticks=ticks)
+                        drawn.append(Curve(f"{title}{note}", stratum, svg))
         if drawn:
-            groups.append(CurveGroup(f"By the number of training items, {split}", drawn, legend))
+            about = f"By the number of training items that were read, {split}"
+            groups.append(CurveGroup(about, drawn, legend))
     return groups
 
 
+def _steps_of(results: Mapping[str, Any], arms: Iterable[str]) -> str:
+    """How many optimiser steps arms took; empty where nobody counted."""
+    told = [
+        steps
+        for arm in arms
+        for cost in list_of(at(results, "arms", arm, "training"))
+        if (steps := number_of(at(cost, "steps"))) is not None
+    ]
+    if not told:
+        return ""
+    low, high = min(told), max(told)
+    return f", {low:,.0f} steps" if low == high else f", {low:,.0f} to {high:,.0f} steps"
+
+
 def _with_bars(
-    results: Mapping[str, Any],
-    split: str,
+    figures: Mapping[str, Any],
     of: Mapping[float, str],
     metric: str,
     stratum: str,
@@ -154,8 +180,7 @@ def _with_bars(
     points: Points = []
     bars: list[Line] = []
     for size in sorted(of):
-        value = at(figures_of(results, split, of[size]), "by_stratum", metric, stratum)
-        estimate, low, high = interval_of(value)
+        estimate, low, high = interval_of(at(figures.get(of[size]), metric, stratum))
         if estimate is None:
             continue
         place = min(size, stream)

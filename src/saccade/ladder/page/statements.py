@@ -33,7 +33,10 @@ LOOK_PER_CENT = 80.0
 
 _NO_FIGURE = "the ladder holds no such figure"
 
-Verdict = Literal["met", "met by the estimate alone", "missed", "not known", "does not apply"]
+Verdict = (
+    Literal["met", "met by the estimate alone", "missed", "not decided"]
+    | Literal["not known", "does not apply"]
+)
 
 
 class Statement(NamedTuple):
@@ -51,7 +54,9 @@ def statements(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:
     """What the ladder of this content of `ladder.json` must show, on one split: the claims of its
     recipe, or, without any, what a ladder of items that need a look and items that don't must.
 
-    A claim is met where the whole interval is on its side of the bound.
+    A claim is met where the whole interval is on its side of the bound; one that loses nothing
+    (`not_below`) is missed where the whole interval is on the other side, and else not decided. The
+    largest of all checkpoints is a plain number, which decides by itself.
     """
     if claims := list_of(results.get("claims")):
         return tuple(s for claim in claims for s in _claimed(results, split, claim))
@@ -66,12 +71,7 @@ def _claimed(
     """A claim of the recipe, for each arm that it compares with and each stratum or kind."""
     arm, metric = str(at(claim, "arm") or results.get("tested")), str(at(claim, "metric"))
     if at(claim, "at_checkpoints"):
-        rows = list_of(at(results, "arms", arm, "checkpoints"))
-        shares = [v for row in rows if (v := number_of(at(row, metric))) is not None]
-        told = f"{metric} of {arm}, the largest of {len(shares)} validations while it was trained"
-        yield _claim(
-            told, [max(shares), None, None] if shares else None, claim, is_difference=False
-        )
+        yield _at_checkpoints(list_of(at(results, "arms", arm, "checkpoints")), arm, metric, claim)
         return
     if kinds := list_of(at(claim, "kinds")):
         for kind in map(str, kinds):
@@ -90,30 +90,62 @@ def _claimed(
             yield _claim(f"{told}, on {stratum}", value, claim, is_difference=bool(below))
 
 
+def _at_checkpoints(rows: list[Any], arm: str, metric: str, claim: Mapping[str, Any]) -> Statement:
+    """Of the largest share of all validations; those without a box have none."""
+    shares = [v for row in rows if (v := number_of(at(row, metric))) is not None]
+    told = f"{metric} of {arm}, the largest of {len(shares)} validations while it was trained"
+    told_of = [row for row in rows if number_of(at(row, metric)) is not None]
+    items = [n for row in told_of if (n := number_of(at(row, "items"))) is not None]
+    if items and len(items) == len(shares):
+        told += f" ({sum(items):,.0f} answers to {max(items):,.0f} items)"
+    key, bound, told = _bounded_by(claim, told, is_difference=False)
+    if not shares:
+        return Statement(told, _NO_FIGURE, "not known")
+    found = interval_text([max(shares), None, None], is_difference=False)
+    return Statement(told, found, "met" if _BOUNDS[key].holds(max(shares), bound) else "missed")
+
+
 def _claim(told: str, value: Any, claim: Mapping[str, Any], *, is_difference: bool) -> Statement:
-    key, bound = next((k, b) for k in _BOUNDS if (b := number_of(at(claim, k))) is not None)
-    words, end, reaches = _BOUNDS[key]
-    told = f"{told}: {words} {100 * bound:g} {'points' if is_difference else '%'}"
+    key, bound, told = _bounded_by(claim, told, is_difference=is_difference)
     estimate, low, high = interval_of(value)
     if estimate is None:
         return Statement(told, _reason(value), "not known")
     found = interval_text(value, is_difference=is_difference)
-    last = low if end == "low" else high
-    whole = None if last is None else reaches(last, bound)
+    kind = _BOUNDS[key]
+    last, other = (low, high) if kind.end == "low" else (high, low)
+    whole = None if last is None else kind.holds(last, bound)
     if whole:
         return Statement(told, found, "met", True)
-    if key != "not_below" and reaches(estimate, bound):
+    if key == "not_below":
+        undecided = other is None or kind.holds(other, bound)
+        return Statement(told, found, "not decided" if undecided else "missed", whole)
+    if kind.holds(estimate, bound):
         return Statement(told, found, "met by the estimate alone", whole)
     return Statement(told, found, "missed", whole)
 
 
-_BOUNDS: dict[str, tuple[str, str, Callable[[float, float], bool]]] = {
-    "more_than": ("more than", "low", lambda share, bound: share > bound),
-    "at_least": ("at least", "low", lambda share, bound: share >= bound - 1e-9),
-    "less_than": ("less than", "high", lambda share, bound: share < bound),
-    "not_below": ("not told to be below", "high", lambda share, bound: share >= bound - 1e-9),
+def _bounded_by(
+    claim: Mapping[str, Any], told: str, *, is_difference: bool
+) -> tuple[str, float, str]:
+    """The bound of a claim, and the claim in words with it."""
+    key, bound = next((k, b) for k in _BOUNDS if (b := number_of(at(claim, k))) is not None)
+    unit = "points" if is_difference else "%"
+    return key, bound, f"{told}: {_BOUNDS[key].words} {100 * bound:g} {unit}"
+
+
+class _Bound(NamedTuple):
+    words: str
+    end: Literal["low", "high"]
+    """Which end of the interval must hold it."""
+    holds: Callable[[float, float], bool]
+
+
+_BOUNDS: dict[str, _Bound] = {
+    "more_than": _Bound("more than", "low", lambda share, bound: share > bound),
+    "at_least": _Bound("at least", "low", lambda share, bound: share >= bound - 1e-9),
+    "less_than": _Bound("less than", "high", lambda share, bound: share < bound),
+    "not_below": _Bound("surely above", "low", lambda share, bound: share > bound),
 }
-"""How each bound is said, and which end of the interval must reach it."""
 
 
 def _of_looking(results: Mapping[str, Any], split: str) -> tuple[Statement, ...]:

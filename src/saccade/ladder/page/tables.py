@@ -119,8 +119,16 @@ def _reached(results: Mapping[str, Any], split: str) -> Table:
                 )
             )
         cells.append(Cell(f"{published[name]:.1f}" if name in published else ""))
-        rows.append(Row(name, tuple(cells), str(at(arm, "differs") or "")))
+        rows.append(Row(name, tuple(cells), _about(arm)))
     return Table(heads, tuple(rows))
+
+
+def _about(arm: Any) -> str:
+    """What an arm differs in, and what it is told beside its training items."""
+    told = [str(at(arm, "differs") or "")]
+    if (picked_on := number_of(at(arm, "picked_on"))) is not None:
+        told.append(f"weights picked on {picked_on:,.0f} labelled items of validation")
+    return "; ".join(t for t in told if t)
 
 
 def _conduct(results: Mapping[str, Any], split: str) -> Table:
