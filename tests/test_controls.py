@@ -459,3 +459,21 @@ def test_controls_of_recipes_are_those_that_there_are() -> None:
         assert load_recipe(None, [f"eval.control={control}"]).eval.control == control
     with pytest.raises(RecipeError):
         load_recipe(None, ["eval.control=blurred"])
+
+
+def test_an_evaluation_deletes_nothing_of_the_folder_that_it_is_pointed_at(
+    rows: Path, tmp_path: Path, asked: list[str]
+) -> None:
+    """GRIT's start-up deletes its output folder, and a checkpoint that lies inside with it."""
+    run = tmp_path / "r"
+    measure.run(recipe(rows, run, "eval.control=stripped"), arm="a")
+    weights = run / "checkpoints" / "step-000150" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    before = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    measure.run(recipe(rows, run, "eval.control=stripped"), arm="a")
+    assert weights.read_bytes() == b"weights"
+    with pytest.raises(RecipeError, match=r"holds a run with eval\.control"):
+        measure.run(recipe(rows, run, "eval.control=random"), arm="a")
+    after = {p: p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    assert after == before
