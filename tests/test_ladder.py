@@ -831,7 +831,8 @@ def test_the_shipped_ladder_of_boxes_has_the_arms_that_could_refute_it() -> None
     assert arms["words"].start == "warm-up-blank"
     assert arms["grpo-gr-weak"].start is None
     above = {name for claim in shipped.ladder.claims for name in claim.above}
-    assert {"direct", "cot", "one-shot", "few-shot", "words", "warm-up"} <= above
+    assert {"direct", "cot", "one-shot", "few-shot", "stream-direct", "words", "warm-up"} <= above
+    assert arms["stream-direct"].settings["task.train_items"] is None  # as many as rewards see
     assert {claim.metric for claim in shipped.ladder.claims} >= {"accuracy", "f1", "invalid"}
     continued, warm = arms["warm-up-continued"], arms["warm-up"]
     assert (continued.start, continued.data) == (warm.start, warm.data)  # the same chains
