@@ -37,6 +37,7 @@ from saccade.synth import Demonstration
 from saccade.synth_chains import Made
 from saccade.tasks import BETWEEN_SEEDS
 from saccade.tasks.charts import Charts
+from saccade.tools import builtin_tools
 from saccade.types import Answer, Episode, Message, Parsed, StopReason, Text, TurnRecord
 
 SHIPPED = Path(saccade.__file__).parent / "recipes" / "charts-tiny.yaml"
@@ -838,6 +839,19 @@ def test_the_shipped_ladder_of_boxes_has_the_arms_that_could_refute_it() -> None
     assert (continued.start, continued.data) == (warm.start, warm.data)  # the same chains
     told = {(c.arm, c.metric) for c in shipped.ladder.claims}
     assert {("exchanged", "changed"), ("jittered", "changed"), ("grpo-gr-weak", "invalid")} <= told
+
+
+def test_the_shipped_suite_asks_of_each_tool_what_it_is_worth() -> None:
+    shipped = load_recipe(SHIPPED.with_name("suite.yaml"))
+    arms = arms_of(shipped.ladder)
+    assert {*shipped.tools} == {*builtin_tools()} - {"terminate", "look", "zoom"}
+    for stage, start in (("eval", "suite"), ("rl", None)):  # dependence, benefit
+        without = [
+            arm.settings["rollout.withheld"]
+            for arm in arms.values()
+            if (arm.stage, arm.start) == (stage, start) and "rollout.withheld" in arm.settings
+        ]
+        assert without == [[name] for name in shipped.tools]
 
 
 def test_the_shipped_ladder_of_few_questions_has_as_many_for_rewards_as_for_fine_tuning() -> None:
