@@ -91,47 +91,40 @@ async def _self_made(
             samples = task.load(split, store=store, start=at, count=wanted)
             pointed: dict[str, list[BoxNamed]] = {s.id: [] for s in samples}
             for attempt in range(tries):
-                asked = [replace(s, question=asked_where(s)) for s in samples]
-                episodes = await _asked(
-                    asked, setup, recipe, past=attempt, temperature=float(attempt > 0)
-                )
+                where = [replace(s, question=asked_where(s)) for s in samples]
+                episodes = await _asked(where, setup, recipe, past=attempt)
                 written += sum(e.completion_tokens for e in episodes)
                 for episode in episodes:
                     _add_places(pointed[episode.sample.id], _pointed(episode, setup))
-            asked = [
+            counted = [s for s in samples if s.kind == "count"]
+            what = [
                 replace(s, id=f"{s.id}/{n}", question=_asked_what(box, setup))
-                for s in samples
-                if s.kind == "count"
+                for s in counted
                 for n, box in enumerate(pointed[s.id])
             ]
-            called = await _asked(asked, setup, recipe, past=0, temperature=0.0)
-            written += sum(e.completion_tokens for e in called)
-            names = {e.sample.id: (e.answer or "").strip() for e in called}
-            for sample in samples:
-                boxes = pointed[sample.id]
-                if sample.kind == "count":
-                    wanted_name = counted_name(sample.question)
-                    boxes = [
-                        box
-                        for n, box in enumerate(boxes)
-                        if names[f"{sample.id}/{n}"] == wanted_name
-                    ]
-                demonstration = _made(sample, boxes, setup, blank=blank)
-                if demonstration is not None:
-                    found.append(demonstration)
+            episodes = await _asked(what, setup, recipe, past=0)
+            written += sum(e.completion_tokens for e in episodes)
+            names = {e.sample.id: (e.answer or "").strip() for e in episodes}
+            for s in counted:
+                name = counted_name(s.question)
+                boxes = enumerate(pointed[s.id])
+                pointed[s.id] = [box for n, box in boxes if names[f"{s.id}/{n}"] == name]
+            made = (_made(s, pointed[s.id], setup, blank=blank) for s in samples)
+            found += [demonstration for demonstration in made if demonstration is not None]
             store.forget(i for s in samples for i in s.images)
             bar.advance(f"kept {len(found)}", by=wanted)
     return Made(tuple(found), count, written)
 
 
 async def _asked(
-    samples: Sequence[Sample], setup: Setup, recipe: Recipe, *, past: int, temperature: float
+    samples: Sequence[Sample], setup: Setup, recipe: Recipe, *, past: int
 ) -> list[Episode]:
+    """What the model says, greedily where it was not asked before."""
     return await rollout(
         samples,
         setup,
         past=[past] * len(samples),
-        sampling=Sampling(temperature, recipe.rollout.max_tokens_per_turn),
+        sampling=Sampling(float(past > 0), recipe.rollout.max_tokens_per_turn),
         seed=recipe.seed,
         concurrency=recipe.rollout.concurrency,
     )
