@@ -262,13 +262,37 @@ def test_the_place_of_values_keeps_the_other_coordinate() -> None:
     assert both.point.y == found.point.y
 
 
+def test_an_axis_that_was_not_read_is_named() -> None:
+    """The vertical axis prints powers, as 10^3, which are read as 103."""
+    row = [(str(10 * n), Box(80 + 90 * n, 270, 96 + 90 * n, 284)) for n in range(4)]
+    powers = column(["103", "102", "101"])
+    reader = Scripted([Printed(text, box, 1.0) for text, box in (*row, *powers[:2])])
+    text, _ = read_axis.with_backends({"reader": reader})(root_view(WHITE), point=Point(200, 80))
+    assert text.startswith("x = ")
+    assert " The y axis was not read: it has fewer than three numbers that agree" in text
+
+
+def test_ends_are_told_with_the_digits_that_tell_them_apart() -> None:
+    reader = Scripted(
+        [Printed(t, b, 1.0) for t, b in column(["100000.4", "100000.3", "100000.2", "100000.1"])]
+    )
+    tool = read_axis.with_backends({"reader": reader})
+    text, _ = tool(root_view(WHITE), point=Point(200, 80))
+    assert "4 ticks from 100000.1 to 100000.4)" in text
+    assert text.startswith("y = 100000.3")
+    found, _ = tool(root_view(WHITE), point=Point(200, 80), y=100000.25)
+    assert found.label == "y = 100000.25"
+    with pytest.raises(ToolError, match=r"y = 100009.5 lies .* from 99999\.\d+ to 100000\.\d+\."):
+        tool(root_view(WHITE), point=Point(200, 80), y=100009.5)
+
+
 def test_no_value_is_made_up() -> None:
     tool = read_axis.with_backends({"reader": Scripted([])})
     with pytest.raises(ToolError, match=r"No axis with three numbers or more .* \(10, 20\)"):
         tool(root_view(WHITE), point=Point(10, 20))
     upright = [Printed(text, box, 1.0) for text, box in column(["20", "10", "0"])]
     tool = read_axis.with_backends({"reader": Scripted(upright)})
-    with pytest.raises(ToolError, match="has no numbers on its x axis"):
+    with pytest.raises(ToolError, match=r"x = 3 has no place here\. The x axis was not read"):
         tool(root_view(WHITE), point=Point(200, 80), x=3.0)
     with pytest.raises(ToolError, match="y = 900 lies outside the image, whose y axis goes from"):
         tool(root_view(WHITE), point=Point(200, 80), y=900.0)

@@ -690,6 +690,17 @@ def test_a_tool_called_by_hand_takes_pixels_and_writes_its_picture(tmp_path: Pat
         assert written.size == (50, 30)
 
 
+def test_what_has_no_name_is_told_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "b.png"
+    paper = Image.new("RGB", (100, 80), "white")
+    paper.paste("red", (20, 20, 60, 50))
+    paper.save(path)
+    out = tmp_path / "out.png"
+    lines = call_tool("segment", '{"box": [19, 19, 61, 51]}', image=path, out=out)
+    assert lines[0] == "mask of 1200 pixels"
+    assert lines[1] == "1200 pixels, 15.00% of the image."
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "word"),
     [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from saccade.backends import Printed
 from saccade.benches.found import bench_found
@@ -35,7 +35,9 @@ def zoomed(item: FigureItem, where: str | None = None, box: Box | None = None) -
     return shown(tool(root_view(item.image), where=where, box=box))
 
 
-def shown(view: ImageView) -> Box:
+def shown(told: list[ImageView | str]) -> Box:
+    *_, view = told
+    assert isinstance(view, ImageView)
     ((_, polygon),) = view.ref.to_roots()
     bounds: Box = polygon.bounds
     return bounds
@@ -190,12 +192,130 @@ def test_a_plot_is_named_by_its_title_with_or_without_a_frame(item: FigureItem) 
         assert held.area > 0.8 * title.box.area
 
 
-def test_a_slip_in_a_title_is_forgiven_and_another_title_is_not() -> None:
+def a_grid_titled(titles: list[str], rows: int, columns: int) -> tuple[Image.Image, list[Printed]]:
+    """Frames with bars in them and a title over each."""
+    picture = Image.new("RGB", (60 + 220 * columns, 60 + 200 * rows), "white")
+    draw, lines = ImageDraw.Draw(picture), []
+    for n, title in enumerate(titles):
+        x, y = 40 + 220 * (n % columns), 50 + 200 * (n // columns)
+        draw.rectangle((x, y, x + 170, y + 130), outline="black")
+        for k in range(3):
+            draw.rectangle(
+                (x + 20 + 50 * k, y + 90 - 20 * k, x + 50 + 50 * k, y + 129), fill="blue"
+            )
+        half = 4 * len(title)
+        box = Box(x + 85 - half, y - 22, x + 85 + half, y - 8)
+        draw.rectangle((box.x0, box.y0 + 2, box.x1 - 1, box.y1 - 2), fill="gray")
+        lines.append(Printed(title, box, 1.0))
+    return picture, lines
+
+
+def cut(titles: list[str], where: str, *, rows: int, columns: int) -> tuple[int, list[str]]:
+    """Which of a grid of plots is cut, from 0, and what is said with it."""
+    picture, lines = a_grid_titled(titles, rows, columns)
+    tool = zoom_subplot.with_backends({"reader": Scripted(lines)})
+    told = tool(root_view(picture), where=where)
+    middle = shown(told).center
+    number = int((middle.y - 20) // 200) * columns + int((middle.x - 20) // 220)
+    return number, [t for t in told if isinstance(t, str)]
+
+
+SIX = ["A", "B", "C", "D", "E", "F"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "upper right corner of Panel D", "corner of Panel D, top right", "top right or bottom left",
+        "Panel B (top left one)", "the one above the bottom left", "2 or 3",
+        "subplot left of the top right one",
+        "top or bottom right", "top/bottom left", "left of the top row", "Panel A, top right",
+        "middle row", "the right part of the top left",
+    ],
+)  # fmt: skip
+def test_no_place_is_taken_out_of_words_that_are_not_all_understood(words: str) -> None:
+    with pytest.raises(ToolError, match=r"6 plots in 2 rows of 3 and 3, titled 1 'A'"):
+        cut(SIX, words, rows=2, columns=3)
+
+
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        ("D", 3), ("upper right corner of the figure", 2), ("the bottom-left one", 3),
+        ("bottom middle", 4), ("second plot in the bottom row", 4), ("top row, column 3", 2),
+        ("center column, last row", 4), ("panel #6", 5),
+    ],
+)  # fmt: skip
+def test_a_place_is_said_in_several_ways(words: str, number: int) -> None:
+    assert cut(SIX, words, rows=2, columns=3) == (number, [])
+
+
+def test_a_title_that_is_another_plots_place_names_none() -> None:
+    titles = ["Left", "Top right", "3", "Rest"]
+    assert cut(titles, "rest", rows=2, columns=2) == (3, [])
+    assert cut(titles, "3", rows=2, columns=2) == (2, [])
+    with pytest.raises(ToolError, match="One plot is titled so and another one is at 'left'"):
+        cut(["Sun", "Left"], "left", rows=1, columns=2)
+
+
+@pytest.mark.parametrize(
+    ("titles", "words"),
+    [
+        (["Group A", "North"], "Group B"),
+        (["Group A", "North"], "Group"),
+        (["North", "South"], "Nouth"),
+        (["Jane", "Total sales"], "June"),
+        (["Model one", "Model two"], "Model onr"),
+        (["Test scores", "Test stores"], "Test slores"),
+        (["Sales 2019", "Costs"], "Sales 2018"),
+        (["Old rate", "Growth"], "Bold rate"),
+        (["Growth rate", "Growing rate"], "Growt rate"),
+    ],
+)
+def test_what_may_tell_titles_apart_is_not_forgiven(titles: list[str], words: str) -> None:
+    with pytest.raises(ToolError, match="No plot is at"):
+        cut(titles, words, rows=1, columns=2)
+
+
+@pytest.mark.parametrize(
+    ("titles", "words"),
+    [
+        (["North", "Total sa1es"], "Total sales"),
+        (["North", "Growth rate"], "Grwth rate"),
+        (["North", "Growthrate"], "Growtx rate"),
+        (["Unit cost", "Panel l"], "panel 1"),
+    ],
+)
+def test_a_slip_is_forgiven_and_said(titles: list[str], words: str) -> None:
+    number, said = cut(titles, words, rows=1, columns=2)
+    assert number == 1
+    assert said == [f"No title reads {words!r}; taken is {titles[1]!r}."]
+
+
+def test_half_a_title_names_no_plot() -> None:
     title = GRID.plots[2].title
-    slip = title[:-1] + ("x" if title[-1] != "x" else "y")
-    assert zoomed(GRID, where=slip) == zoomed(GRID, where=title.upper())
     with pytest.raises(ToolError, match="No plot is at"):
         zoomed(GRID, where=title[: len(title) // 2])
+
+
+def test_the_heading_of_a_figure_is_in_no_plot() -> None:
+    picture, lines = a_grid_titled(["Sales", "Costs"], 1, 2)
+    taller = Image.new("RGB", (picture.width, picture.height + 40), "white")
+    taller.paste(picture, (0, 40))
+    moved = [Printed(t, box.moved(0, 40), s) for t, box, s in lines]
+    heading = Box(40, 12, 180, 28)
+    ImageDraw.Draw(taller).rectangle((40, 14, 179, 26), fill="gray")
+    tool = zoom_subplot.with_backends({"reader": Scripted([*moved, Printed("All", heading, 1.0)])})
+    region = shown(tool(root_view(taller), where="Sales"))
+    assert region.intersection(heading) is None
+    title = region.intersection(moved[0].box)
+    assert title is not None
+    assert title.area > 0.95 * moved[0].box.area
+    above = moved[0].box.moved(0, -15)
+    second = [Printed("All of them", above, 1.0)]  # a line of the same title
+    ImageDraw.Draw(taller).rectangle(above.as_tuple(), fill="gray")
+    tool = zoom_subplot.with_backends({"reader": Scripted([*moved, *second])})
+    assert shown(tool(root_view(taller), where="Sales")).y0 < region.y0 - 8
 
 
 def test_an_inset_has_its_plot_whole_and_counts_for_no_place() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["common_length", "edit_distance"]
+__all__ = ["common_length", "edit_distance", "look_alike"]
+
+_ALIKE = (("rn", "m"), ("cl", "d"), ("vv", "w"))
+_ALIKE_LETTERS = str.maketrans("01lq9582z", "oiiggsbzz")
+"""Readers of print take one for the other; no digit stands for another digit."""
 
 
 def edit_distance(a: str, b: str) -> int:
@@ -33,6 +37,19 @@ def common_length(a: str, b: str) -> int:
         hit = open_ & places.get(character, 0)
         open_ = ((open_ + hit) | (open_ - hit)) & full
     return len(a) - open_.bit_count()
+
+
+def look_alike(a: str, b: str) -> bool:
+    """Whether two texts in small letters are the same but for letters and digits that readers of
+    print take for each other: `0ld` and `old`, and not `jane` and `june`.
+    """
+    return _as_seen(a) == _as_seen(b)
+
+
+def _as_seen(text: str) -> str:
+    for several, one in _ALIKE:
+        text = text.replace(several, one)
+    return text.translate(_ALIKE_LETTERS)
 
 
 def _places(text: str) -> dict[str, int]:

@@ -52,11 +52,13 @@ def call(name: str, arguments: str, *, image: Path | None, out: Path) -> list[st
                 raise StorageError(f"The picture can't be written to {out}: {error}.") from None
             lines.append(f"{part.name}: {part.image.width} x {part.image.height} pixels, in {out}")
         elif isinstance(part, BoxFound):
-            lines.append(f"{part.label} {part.box.as_tuple()} {part.score}")
+            lines.append(f"{part.label or 'box'} {part.box.as_tuple()} {part.score}")
         elif isinstance(part, PointFound):
-            lines.append(f"{part.label} ({part.point.x:.1f}, {part.point.y:.1f}) {part.score}")
+            place = f"({part.point.x:.1f}, {part.point.y:.1f})"
+            lines.append(f"{part.label or 'point'} {place} {part.score}")
         elif isinstance(part, MaskFound):
-            lines.append(f"{part.label} mask of {part.mask.area} pixels")
+            what = f"{part.label} mask" if part.label else "mask"
+            lines.append(f"{what} of {part.mask.area} pixels")
         elif isinstance(part, Text):
             lines.append(part.text)
     if result.failed:

@@ -214,7 +214,7 @@ def _plots(way: str) -> NewJudge:
 
 def _region(zoom: Tool, picture: Image.Image, where: str) -> Box | None:
     try:
-        view = zoom(root_view(picture), where=where)
+        *_, view = zoom(root_view(picture), where=where)
     except ToolError:
         return None
     ((_, polygon),) = view.ref.to_roots()

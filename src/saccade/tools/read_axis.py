@@ -1,13 +1,13 @@
 """read_axis: from a place in a chart to its values, and from values to their place.
 
 Invariant: a value is told only where three ticks or more agree on the scale, with how much one
-pixel is; no value is made up for an axis without numbers.
+pixel is; no value is made up for an axis without numbers, and one that was not read is named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from saccade.backends.kinds import Reader
@@ -48,15 +48,15 @@ def read_axis(
     for scale in scales:
         by_side.setdefault(scale.side, scale)  # of two the left one
     if x is None and y is None:
-        return [_values(scales, point), _ruled(image, scales, point)]
+        return [_values(scales, point) + _unread(by_side), _ruled(image, scales, point)]
     place = point
     for side, value in (("x", x), ("y", y)):
         if value is None:
             continue
         if side not in by_side:
-            raise ToolError(f"The plot at this point has no numbers on its {side} axis.")
+            raise ToolError(f"{side} = {value:.12g} has no place here.{_unread(by_side)}")
         place = _moved(place, by_side[side], value, image)
-    asked = ", ".join(f"{s} = {v:g}" for s, v in (("x", x), ("y", y)) if v is not None)
+    asked = ", ".join(f"{s} = {v:.12g}" for s, v in (("x", x), ("y", y)) if v is not None)
     return [PointFound(image.ref, place, asked), _ruled(image, scales, place)]
 
 
@@ -69,13 +69,32 @@ def _values(scales: Sequence[Scale], point: Point) -> str:
             name = "y of the left axis" if scale.box.center.x < point.x else "y of the right axis"
         at = point.x if scale.side == "x" else point.y
         step = scale.step_at(at)
-        low, high = sorted((scale.ticks[0][1], scale.ticks[-1][1]))
+        low, high = _apart(*sorted((scale.ticks[0][1], scale.ticks[-1][1])))
         kind = "logarithmic ticks" if scale.is_log else "ticks"
         told.append(
             f"{name} = {_rounded(scale.value_at(at), step)} (one pixel is {step:.2g}; "
-            f"{len(scale.ticks)} {kind} from {low:g} to {high:g})"
+            f"{len(scale.ticks)} {kind} from {low} to {high})"
         )
     return "; ".join(told) + "."
+
+
+def _unread(by_side: Mapping[str, Scale]) -> str:
+    """Of the axes that were not read, a sentence that says so: they may be there all the same."""
+    unread = [side for side in ("x", "y") if side not in by_side]
+    if not unread:
+        return ""
+    return (
+        f" The {unread[0]} axis was not read: it has fewer than three numbers that agree, or "
+        "names, dates or powers such as 10^3."
+    )
+
+
+def _apart(low: float, high: float) -> tuple[str, str]:
+    """Both with as many digits as tell a hundredth of their distance."""
+    digits = 6
+    if low != high and max(abs(low), abs(high)) > 0:
+        digits = max(6, math.ceil(math.log10(max(abs(low), abs(high)) / (high - low))) + 2)
+    return f"{low:.{digits}g}", f"{high:.{digits}g}"
 
 
 def _rounded(value: float, step: float) -> str:
@@ -91,10 +110,10 @@ def _moved(point: Point, scale: Scale, value: float, image: ImageView) -> Point:
         raise ToolError(f"{e} Give a value above zero.") from None
     size = image.width if scale.side == "x" else image.height
     if not 0 <= at <= size:
-        ends = sorted((scale.value_at(0), scale.value_at(size)))
+        low, high = _apart(*sorted((scale.value_at(0), scale.value_at(size))))
         raise ToolError(
-            f"{scale.side} = {value:g} lies outside the image, whose {scale.side} axis goes from "
-            f"{ends[0]:.4g} to {ends[1]:.4g}."
+            f"{scale.side} = {value:.12g} lies outside the image, whose {scale.side} axis goes "
+            f"from {low} to {high}."
         )
     return Point(at, point.y) if scale.side == "x" else Point(point.x, at)
 

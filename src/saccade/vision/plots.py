@@ -33,8 +33,10 @@ __all__ = ["Line", "Plot", "find_plots", "scales_at"]
 Line = tuple[str, Box]
 """Print and where it stands."""
 
-AROUND_PX = 4
+AROUND_PX = 2
 """Left around what belongs to a plot."""
+NEXT_LINE = 0.5
+"""Of their height: lines of one title are nearer to each other, headings of figures are not."""
 NARROW = 0.6
 """Of the widest strip between two plots: strips as wide as that are as good, the first is taken."""
 BESIDE_DISC = 0.25
@@ -83,16 +85,21 @@ def find_plots(picture: Image.Image, lines: Sequence[Line]) -> list[Plot]:
     spans = {
         c: _with_names(c, lines) if c in pies else box_around([c, titled.get(c, c)]) for c in outer
     }
-    found = [
-        Plot(c, _region(spans[c], [s for o, s in spans.items() if o is not c], drawn), None, False)
-        for c in outer
-    ]
-    found += [Plot(c, _inset_region(c, drawn), None, is_inset=True) for c in insets]
-    # ticks end before the plot does
-    found = [
-        p._replace(core=box_around([p.core, *_rest(p)])) if p.core in bodies else p for p in found
-    ]
-    return [p._replace(title=_title(p, lines, is_pie=p.core in pies)) for p in found]
+    found = []
+    for core in outer:
+        others = [s for o, s in spans.items() if o is not core]
+        region = _region(spans[core], others, drawn)
+        # ticks end before the plot does
+        body = box_around([core, *_rest(core, region)]) if core in bodies else core
+        title = _title(body, region, lines, is_pie=core in pies)
+        if title is not None and others and core not in pies:
+            region = _region(spans[core], others, drawn, ceiling=_top(title, lines) - AROUND_PX)
+        found.append(Plot(body, region, None if title is None else title[0], is_inset=False))
+    for core in insets:
+        region = _inset_region(core, drawn)
+        title = _title(core, region, lines, is_pie=core in pies)
+        found.append(Plot(core, region, None if title is None else title[0], is_inset=True))
+    return found
 
 
 def scales_at(scales: Sequence[Scale], plots: Sequence[Plot], point: Point) -> list[Scale]:
@@ -156,9 +163,9 @@ def _beside_scales(picture: Image.Image, lines: Sequence[Line]) -> Iterator[Box]
             yield Box(box.x1, low, right, foot)
 
 
-def _rest(plot: Plot) -> list[Box]:
+def _rest(core: Box, region: Box) -> list[Box]:
     """From a core to the right end of what is drawn beside it."""
-    core, end = plot.core, plot.region.x1 - AROUND_PX
+    end = region.x1 - AROUND_PX
     return [Box(core.x1, core.y0, end, core.y1)] if end > core.x1 else []
 
 
@@ -232,10 +239,14 @@ def _ink(drawn: NDArray[np.bool_]) -> Box | None:
 # --- what belongs to a plot -----------------------------------------------------------------------
 
 
-def _region(core: Box, others: Sequence[Box], drawn: NDArray[np.bool_]) -> Box:
-    """Up to the strips that part a plot from the others, or the border; trimmed to its ink."""
+def _region(
+    core: Box, others: Sequence[Box], drawn: NDArray[np.bool_], *, ceiling: float = 0.0
+) -> Box:
+    """Up to the strips that part a plot from the others, or the border, or the ceiling; trimmed to
+    its ink.
+    """
     height, width = drawn.shape
-    left, up, right, down = 0.0, 0.0, float(width), float(height)
+    left, up, right, down = 0.0, ceiling, float(width), float(height)
     for other in others:
         beside = min(other.y1, core.y1) > max(other.y0, core.y0)
         level = min(other.x1, core.x1) > max(other.x0, core.x0)
@@ -288,22 +299,31 @@ def _inset_region(core: Box, drawn: NDArray[np.bool_]) -> Box:
     return room.clip(drawn.shape[1], drawn.shape[0]) or core
 
 
-def _title(plot: Plot, lines: Sequence[Line], *, is_pie: bool) -> str | None:
+def _title(core: Box, region: Box, lines: Sequence[Line], *, is_pie: bool) -> Line | None:
     """The print in the middle above a core; of a pie the highest, names may stand there too."""
-    core = plot.core
     above = [
         (text, box)
         for text, box in lines
         if box.center.y < core.y0 + (0.05 * core.height if is_pie else 0)
-        and box.center.y > plot.region.y0 - 1
+        and box.center.y > region.y0 - 1
         and abs(box.center.x - core.center.x) < max(CENTRED * core.width, 1.5 * box.height)
-        and box.width > box.height
+        and (box.width > box.height or len(text.strip()) < 3)  # else it is turned
     ]
     if not above:
         return None
     if is_pie:
-        return min(above, key=lambda line: line[1].y0)[0]
-    return max(above, key=lambda line: line[1].y1)[0]
+        return min(above, key=lambda line: line[1].y0)
+    return max(above, key=lambda line: line[1].y1)
+
+
+def _top(title: Line, lines: Sequence[Line]) -> float:
+    """Where the lines of a title begin; what stands above it at a distance is a heading of all."""
+    first = title[1]
+    for _, box in sorted(lines, key=lambda line: -line[1].y1):
+        near = -NEXT_LINE < (first.y0 - box.y1) / first.height < NEXT_LINE
+        if box.center.y < first.y0 and near and box.x0 < first.center.x < box.x1:
+            first = box
+    return max(0.0, first.y0)
 
 
 # --- axes -----------------------------------------------------------------------------------------

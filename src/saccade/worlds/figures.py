@@ -12,6 +12,7 @@ keeps its settings for the whole process: draw from one thread.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -48,6 +49,8 @@ VARIETIES: tuple[Variety, ...] = get_args(Variety)
 Role = Literal["title", "axis", "tick", "legend", "label"]
 
 JPEG_QUALITY = 60
+SEEN = 24
+"""Levels from its ground from which a pixel is drawn."""
 DOT_POINTS = 6.0
 """Across a dot of a scatter plot, in points of 1/72 inch."""
 # fmt: off
@@ -122,7 +125,7 @@ class PlotPart:
     frame: Box
     """Of its axes; around the wedges of a pie."""
     whole: Box
-    """With all that is printed around it."""
+    """Around all that it draws, with what is printed around it, to the pixel."""
     title: str
     row: int
     """From the top, from 0; a plot inside another has the outer one's."""
@@ -147,6 +150,10 @@ class FigureItem:
     plots: tuple[PlotPart, ...]
     """By rows, then columns; a plot inside another stands behind all of them."""
     texts: tuple[PrintedText, ...]
+    also: frozenset[str] = frozenset()
+    """Kinds of things of which something is there, though no place of it is told."""
+    is_told: bool = True
+    """Whether the places of print and frames are told; what is not there is known in any case."""
 
 
 def figure(index: int, *, variety: Variety = "plain") -> FigureItem:
@@ -402,7 +409,7 @@ def _part(plot: _Plot, made: Figure) -> PlotPart:
     return PlotPart(
         kind=plot.kind,
         frame=frame,
-        whole=_flipped(axes.get_tightbbox(made.canvas.get_renderer()), height),  # type: ignore[attr-defined]
+        whole=_inked(made, _flipped(axes.get_tightbbox(made.canvas.get_renderer()), height)),  # type: ignore[attr-defined]
         title=axes.get_title(),
         row=plot.row,
         column=plot.column,
@@ -412,6 +419,20 @@ def _part(plot: _Plot, made: Figure) -> PlotPart:
         legend=None if legend is None else _flipped(legend.get_window_extent(), height),
         is_inset=plot.is_inset,
     )
+
+
+def _inked(made: Figure, box: Box) -> Box:
+    """The part of a box that differs from the ground of the figure: print has room for letters that
+    it does not use, and pies stand in a square that is not drawn.
+    """
+    picture = np.asarray(made.canvas.buffer_rgba())[..., :3].astype(int)  # type: ignore[attr-defined]
+    x0, y0 = max(0, math.floor(box.x0)), max(0, math.floor(box.y0))
+    part = picture[y0 : math.ceil(box.y1), x0 : math.ceil(box.x1)]
+    drawn = np.abs(part - picture[0, 0]).max(axis=2) > SEEN
+    rows, columns = np.flatnonzero(drawn.any(axis=1)), np.flatnonzero(drawn.any(axis=0))
+    if not len(rows):
+        return box
+    return Box(x0 + columns[0], y0 + rows[0], x0 + columns[-1] + 1, y0 + rows[-1] + 1)
 
 
 def _scale(axes: Axes, side: int, height: float) -> AxisScale:
