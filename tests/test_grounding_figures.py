@@ -200,9 +200,9 @@ def test_every_figure_has_its_interval() -> None:
 
 def test_shares_of_boxes_are_over_all_boxes_here_as_while_a_model_is_trained() -> None:
     """The mean of the shares of answers would let an answer of one box weigh as much as of nine."""
-    speck = "[10, 10, 11, 11]"
+    reversed_box = "[50, 50, 10, 10]"
     many = [f"[{x}, 10, {x + 40}, 60]" for x in range(0, 400, 50)]
-    one, nine = episode([speck], name="a"), episode([*many, speck], name="b")
+    one, nine = episode([reversed_box], name="a"), episode([*many, reversed_box], name="b")
     told = [row_of(e, RUBRIC, grounded_in=resized) for e in (one, nine)]
     pooled = shares_of_boxes([one, nine])["invalid"]
     assert pooled == pytest.approx(2 / 10)
