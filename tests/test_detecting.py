@@ -12,11 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from saccade.backends.kinds import Detected, Detector, Pointed, Pointer, Printed
 from saccade.backends.vocabulary import VocabularyDetector, VocabularyPointer
 from saccade.config import BackendChoice
+from saccade.distances import look_alike
 from saccade.errors import ToolError
 from saccade.geometry import Box, Frame, Point, iou
 from saccade.image_store import ImageStore
@@ -31,6 +34,7 @@ from saccade.vision.colors import COLOR_NAMES, name_scores, score_of
 from saccade.vision.print_roles import text_roles
 from saccade.vision.requests import Wanted, parse
 from saccade.worlds.figures import COLORS, FigureItem, Variety, figure
+from saccade.worlds.lookalikes import SORTS, lookalike
 from scripted_reader import Scripted, printed
 
 
@@ -91,12 +95,12 @@ def test_light_and_dark_are_told_by_lightness() -> None:
         ("bars", Wanted("bar")),
         ("the red bar", Wanted("bar", color="red")),
         ("Light Grey columns", Wanted("bar", color="gray", shade="light")),
-        ("tallest blue bar", Wanted("bar", color="blue", superlative="largest")),
+        ("tallest blue bar", Wanted("bar", color="blue", superlative="tallest")),
         ("smallest pie slice", Wanted("wedge", superlative="smallest")),
         ("third bar", Wanted("bar", number=3)),
         ("the third bar from the left", Wanted("bar", number=3)),
         ("second bar from the right", Wanted("bar", number=-2)),
-        ("second tallest bar", Wanted("bar", superlative="largest", number=2)),
+        ("second tallest bar", Wanted("bar", superlative="tallest", number=2)),
         ("find the red bar", Wanted("bar", color="red")),
         ("bar 3", Wanted("bar", number=3)),
         ("last bar", Wanted("bar", number=-1)),
@@ -327,6 +331,119 @@ def test_of_bars_that_hang_the_lowest_reaches_furthest_down() -> None:
     assert lowest.box.x0 == pytest.approx(140, abs=2)
 
 
+def bars_of(heights: list[int], *, lying: bool = False) -> Image.Image:
+    paper = Image.new("RGB", (400, 300), "white")
+    for n, height in enumerate(heights):
+        low, high = sorted((150, 150 - height))
+        ImageDraw.Draw(paper).rectangle((60 + 80 * n, low, 100 + 80 * n, high), fill="#1f77b4")
+    return paper.transpose(Image.Transpose.ROTATE_270) if lying else paper
+
+
+@pytest.mark.parametrize("lying", [False, True])
+def test_of_bars_that_hang_the_tallest_ends_highest_above_their_base(lying: bool) -> None:
+    paper = bars_of([60, -120, 40, -20], lying=lying)
+    order = ("tallest", "second tallest", "second lowest", "lowest")
+    found = [blind(paper, f"{which} bar") for which in order]
+    bars = sorted(blind(paper, "bars"), key=lambda d: -d.box.y0 if lying else d.box.x0)
+    assert [len(f) for f in found] == [1, 1, 1, 1]
+    ends = [d.box.x1 if lying else -d.box.y0 for [d] in found[:2]]
+    assert ends[0] > ends[1]
+    assert max(b.box.height * b.box.width for b in bars) == pytest.approx(
+        found[3][0].box.height * found[3][0].box.width
+    )
+    for which in ("largest", "longest", "smallest", "shortest"):
+        with pytest.raises(ToolError, match="2 of these bars go from their base to the negative"):
+            blind(paper, f"{which} bar")
+
+
+def test_the_tallest_of_what_is_no_bar_is_the_highest_box() -> None:
+    paper = Image.new("RGB", (400, 300), "white")
+    for box in ((20, 20, 60, 200), (100, 210, 320, 290)):
+        ImageDraw.Draw(paper).rectangle(box, fill="#1f77b4")
+    [tall] = blind(paper, "tallest rectangle")
+    assert tall.box.x0 == pytest.approx(20, abs=2)
+    [large] = blind(paper, "largest rectangle")
+    assert large.box.x0 == pytest.approx(100, abs=2)
+
+
+def a_pie(explode: list[float], width: float) -> Image.Image:
+    made = Figure(figsize=(6, 4))
+    canvas = FigureCanvasAgg(made)
+    made.add_subplot().pie([40, 25, 20, 15], explode=explode, wedgeprops={"width": width})
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+
+
+@pytest.mark.parametrize(("away", "width"), [(0.1, 1.0), (0.1, 0.4), (0.2, 1.0)])
+def test_a_slice_that_is_pulled_out_is_one_of_its_pie(away: float, width: float) -> None:
+    picture = a_pie([0, 0, 0, away], width)
+    assert len(blind(picture, "slices")) == 4
+    [smallest] = blind(picture, "smallest slice")
+    red = (np.asarray(picture).astype(int) - (214, 39, 40)).__abs__().max(axis=2) < 20
+    ys, xs = np.nonzero(red)
+    assert iou(smallest.box, Box(xs.min(), ys.min(), xs.max() + 1, ys.max() + 1)) > 0.9
+
+
+def test_a_box_in_two_halves_is_no_pie() -> None:
+    paper = Image.new("RGB", (300, 200), "white")
+    ImageDraw.Draw(paper).rectangle((100, 80, 132, 96), fill="#1f77b4")
+    ImageDraw.Draw(paper).rectangle((100, 98, 132, 113), fill="#1f77b4")
+    assert blind(paper, "slices") == []
+
+
+def test_slices_of_which_one_is_missing_are_not_compared() -> None:
+    picture = a_pie([0, 0.3, 0, 0], 0.4)
+    assert len(blind(picture, "slices")) == 3
+    assert len(blind(picture, "red slice")) == 1
+    for query in ("largest slice", "smallest slice", "second slice"):
+        with pytest.raises(ToolError, match="of 360 degrees of this pie were seen as slices"):
+            blind(picture, query)
+
+
+# --- what looks like things and is none -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("sort", list(SORTS))
+def test_what_looks_like_bars_is_none(sort: str) -> None:
+    first = list(SORTS).index(sort)
+    for index in range(first, first + 5 * len(SORTS), len(SORTS)):
+        assert blind(lookalike(index).image, "bar") == [], index
+
+
+def on_axis(*boxes: tuple[int, int, int, int], axis: bool) -> Image.Image:
+    paper = Image.new("RGB", (400, 300), "white")
+    for box in boxes:
+        ImageDraw.Draw(paper).rectangle(box, fill="#1f77b4")
+    if axis:
+        ImageDraw.Draw(paper).line((30, 251, 370, 251), fill="black", width=2)
+    return paper
+
+
+def test_as_long_as_each_other_bars_are_bars_on_an_axis_alone() -> None:
+    equal = [(60 + 80 * n, 150, 100 + 80 * n, 249) for n in range(4)]
+    assert len(blind(on_axis(*equal, axis=True), "bars")) == 4
+    assert blind(on_axis(*equal, axis=False), "bars") == []
+    two = [(60, 150, 100, 249), (140, 90, 180, 249)]
+    assert len(blind(on_axis(*two, axis=True), "bars")) == 2
+    assert blind(on_axis(*two, axis=False), "bars") == []
+
+
+def test_a_bar_as_high_as_its_plot_is_one_among_others_and_bands_are_none() -> None:
+    def plot(tops: list[int]) -> Image.Image:
+        paper = Image.new("RGB", (460, 320), "white")
+        draw = ImageDraw.Draw(paper)
+        for n, top in enumerate(tops):
+            draw.rectangle((80 + 90 * n, top, 130 + 90 * n, 279), fill="#1f77b4")
+        draw.rectangle((50, 20, 430, 280), outline="black")
+        return paper
+
+    assert len(blind(plot([21, 120, 80, 160]), "bars")) == 4
+    assert blind(plot([21, 21, 21, 21]), "bars") == []
+    crossed = plot([21, 21, 21])
+    ImageDraw.Draw(crossed).line((50, 90, 430, 200), fill="black", width=3)
+    assert blind(crossed, "bars") == []
+
+
 # --- things by print ------------------------------------------------------------------------------
 
 
@@ -361,7 +478,7 @@ def test_print_is_found_by_what_it_is_for() -> None:
 
 def test_a_slip_of_the_reader_is_forgiven_where_nothing_is_exact() -> None:
     lines = [
-        Printed("Forecost", Box(10, 10, 80, 24), 0.9),
+        Printed("F0recast", Box(10, 10, 80, 24), 0.9),
         Printed("2019", Box(10, 40, 50, 54), 0.9),
         Printed("Jun", Box(10, 70, 40, 84), 0.9),
     ]
@@ -372,6 +489,43 @@ def test_a_slip_of_the_reader_is_forgiven_where_nothing_is_exact() -> None:
     assert (slip.score or 0) < 0.9
     assert detector.detect(paper, '"2018"') == []  # a digit is never forgiven
     assert detector.detect(paper, '"Jan"') == []  # nor a letter of three
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        (("Male", "May", "June"), "Jane"),
+        (("Male", "May", "June"), "Mary"),
+        (("Male", "May", "June"), "Maya"),
+        (("India", "China", "Japan"), "Indie"),
+        (("Austria", "Italy", "Spain"), "Australia"),
+        (("North", "South", "East"), "Worth"),
+    ],
+)
+def test_another_name_is_no_slip(names: tuple[str, ...], asked: str) -> None:
+    paper = Image.new("RGB", (420, 320), "white")
+    lines = []
+    for n, name in enumerate(names):
+        x = 60 + 110 * n
+        ImageDraw.Draw(paper).rectangle((x, 180 - 40 * n, x + 60, 279), fill="#1f77b4")
+        lines.append(Printed(name, Box(x + 8, 286, x + 52, 300), 1.0))
+    detector = VocabularyDetector(BackendChoice(), reader=Scripted(lines))
+    assert detector.detect(paper, f'bar of "{asked}"') == []
+    [own] = detector.detect(paper, f'bar of "{names[2]}"')
+    assert own.box.x0 == pytest.approx(280, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "alike"),
+    [("0ld", "old", True), ("modern", "modem", True), ("sa1es", "sales", True),
+     ("jane", "june", False), ("2019", "2018", False), ("6", "b", False), ("", "", True)],
+)  # fmt: skip
+def test_only_letters_that_look_alike_are_taken_for_each_other(a: str, b: str, alike: bool) -> None:
+    assert look_alike(a, b) is alike
+
+
+def test_no_digit_looks_like_another_digit() -> None:
+    assert not any(look_alike(a, b) for a in "0123456789" for b in "0123456789" if a != b)
 
 
 def test_numbers_are_compared_by_their_value() -> None:

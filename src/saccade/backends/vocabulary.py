@@ -18,7 +18,7 @@ from saccade.backends.kinds import Detected, Detector, Pointed, Pointer, Printed
 from saccade.backends.rapidocr_reader import RapidReader
 from saccade.backends.remembered import Remembered
 from saccade.config import BackendChoice
-from saccade.distances import edit_distance
+from saccade.distances import look_alike
 from saccade.errors import ToolError
 from saccade.geometry import Box, Point
 from saccade.vision.axes import number_of
@@ -34,6 +34,8 @@ THRESHOLD = 0.45
 """Scores below it are not told."""
 LEAST_COLOR = 0.5
 """Of a colour's name: nearer to another name it is not meant."""
+WHOLE_DEGREES = 345.0
+"""Of a pie whose slices were all seen."""
 TIE_PX = 0.75
 """Sizes and places that differ by less are equal."""
 
@@ -73,8 +75,23 @@ def _meant(wanted: Wanted, sight: _Sight) -> list[_Found]:
     """All that one clause means, the surest first."""
     found = _print(wanted, sight) if wanted.noun in ROLES else _things(wanted, sight)
     found = [f for f in found if f.score >= THRESHOLD]
+    if wanted.noun == "wedge" and (wanted.superlative or wanted.number is not None):
+        _check_whole(sight.parts, {f.part.group for f in found if f.part is not None})
     found = _selected(wanted, sorted(found, key=lambda f: f.order))
     return sorted(found, key=lambda f: -f.score)
+
+
+def _check_whole(parts: Sequence[Part], groups: set[int]) -> None:
+    """Raises ToolError where slices of a pie are missing: among those that are left none is the
+    largest, or the second.
+    """
+    for group in groups:
+        degrees = sum(p.size for p in parts if p.kind == "wedge" and p.group == group)
+        if degrees < WHOLE_DEGREES:
+            raise ToolError(
+                f"Only {degrees:.0f} of 360 degrees of this pie were seen as slices, so they can't "
+                "be compared or counted; ask for a slice by its colour or name, or zoom in."
+            )
 
 
 def _things(wanted: Wanted, sight: _Sight) -> list[_Found]:
@@ -116,7 +133,14 @@ def _selected(wanted: Wanted, found: list[_Found]) -> list[_Found]:
     return found
 
 
+def _rise(found: _Found) -> float:
+    return 0.0 if found.part is None else found.part.rise
+
+
 _MEASURES: Mapping[str, Callable[[_Found], float]] = {
+    "most": _rise,
+    "least": lambda f: -_rise(f),
+    "tallest": lambda f: f.box.height,
     "largest": lambda f: f.size,
     "smallest": lambda f: -f.size,
     "highest": lambda f: -f.box.y0,
@@ -129,15 +153,31 @@ _MEASURES: Mapping[str, Callable[[_Found], float]] = {
 
 
 def _meaning(wanted: Wanted, found: Sequence[_Found]) -> str:
-    """The highest of bars that stand on one line is the longest; of those that hang from it too,
-    and of dots, the one that reaches furthest up.
+    """The highest of bars that stand on one line is the longest; where some hang from it, the one
+    of the greatest value; of dots, the one that reaches furthest up. Raises ToolError where bars
+    hang and length and value may be meant.
     """
-    if wanted.superlative in ("highest", "lowest"):
-        feet = [f.box.y1 for f in found]
-        stand = max(feet) - min(feet) <= 2 * TIE_PX + 2
-        if wanted.noun == "wedge" or (wanted.noun == "bar" and (stand or _lie(found))):
-            return "largest" if wanted.superlative == "highest" else "smallest"
-    return wanted.superlative or "largest"
+    asked = wanted.superlative or "largest"
+    if wanted.noun == "wedge":
+        of_slices = {"tallest": "largest", "highest": "largest", "lowest": "smallest"}
+        return of_slices.get(asked, asked)
+    if wanted.noun != "bar" or asked not in ("tallest", "highest", "lowest", "largest", "smallest"):
+        return asked
+    hanging = [f for f in found if _rise(f) < 0]
+    if hanging:
+        if asked in ("highest", "lowest") or (asked == "tallest" and len(hanging) < len(found)):
+            return "least" if asked == "lowest" else "most"
+        raise ToolError(
+            f"{len(hanging)} of these bars go from their base to the negative side: ask for the "
+            f"'highest' or the 'lowest' bar (by value), not for the {wanted.words[:40]!r}."
+        )
+    feet = [f.box.y1 for f in found]
+    stand = max(feet) - min(feet) <= 2 * TIE_PX + 2
+    if asked == "tallest":
+        return "largest"
+    if asked in ("highest", "lowest") and (stand or _lie(found)):
+        return "largest" if asked == "highest" else "smallest"
+    return asked
 
 
 def _lie(bars: Sequence[_Found]) -> bool:
@@ -152,7 +192,7 @@ def _lie(bars: Sequence[_Found]) -> bool:
 
 
 def _print(wanted: Wanted, sight: _Sight) -> list[_Found]:
-    if wanted.superlative in ("largest", "smallest", "highest", "lowest"):
+    if wanted.superlative in ("largest", "smallest", "highest", "lowest", "tallest"):
         raise ToolError(f"Of print neither size nor value is compared. {known_words()}")
     lines = sight.lines
     meant = ROLES[wanted.noun]
@@ -194,7 +234,7 @@ def _fit(name: str, line: Printed) -> tuple[Box, float] | None:
         if len(words) > count and _plain(" ".join(words[at : at + count])) == asked:
             before = len(" ".join(words[:at])) + (at > 0)
             return _piece(line, before, len(" ".join(words[at : at + count]))), 0.9
-    if _is_slip(asked, read):
+    if look_alike(asked, read):
         return line.box, 0.7
     return None
 
@@ -214,21 +254,6 @@ def _plain(text: str) -> str:
     if (value := number_of(text)) is not None:
         return f"{value:g}" + ("%" if "%" in text else "")
     return re.sub(r"[^0-9a-z%]", "", text.lower()) or text.strip()
-
-
-def _is_slip(asked: str, read: str) -> bool:
-    """One letter in five may be misread or lost, and no digit, but for a letter that looks so."""
-    if len(asked) < 4 and asked.translate(_ALIKE) != read.translate(_ALIKE):
-        return False
-    if asked.translate(_ALIKE) == read.translate(_ALIKE):
-        return True
-    if re.sub(r"[^\d.-]", "", asked) != re.sub(r"[^\d.-]", "", read):
-        return False
-    return edit_distance(asked, read) <= max(1, len(asked) // 5)
-
-
-_ALIKE = str.maketrans("0l1i5s8b", "oiiissbb")
-"""Readers take one for the other."""
 
 
 # --- things by the print beside them --------------------------------------------------------------

@@ -52,11 +52,16 @@ def _parts(scene: Scene, frames: list[Box]) -> Iterator[Part]:
     frames = [f for f in frames if not any(iou(f, part.box) > 0.5 for part in legends)]
     areas = [a for a in scene.areas if not any(holds(box, a.box) for box in inside)]
     wedges, pies = find_wedges(scene, areas)
-    rest = [a for a in areas if not any(holds(p.expand(2), a.box) for p in pies)]
+    rest = [
+        a
+        for a in areas
+        if not any(holds(p.expand(2), a.box) for p in pies)
+        and not any(iou(w.box, a.box) > 0.9 for w in wedges)
+    ]
     strokes = list(find_strokes(scene, thin_parts(scene, [*inside, *pies])))
     dots = find_dots([*(a for a in rest if min(a.mask.shape) >= SMALL_PX), *specks(strokes)])
     rest = [a for a in rest if not any(iou(d.box, a.box) > 0.3 for d in dots)]
-    bars = find_bars(scene, rest)
+    bars = find_bars(scene, rest, frames)
     lines = find_lines(scene, strokes, frames)
     plots = [*(_plot(f) for f in frames), *(_plot(p) for p in pies)]
     order = [box for row in rows_of([p.box for p in plots]) for box in row]
@@ -85,4 +90,5 @@ def _scaled(part: Part, factor: int, whole: Box) -> Part | None:
     x = min(part.point.x * factor, whole.x1 - 0.5)
     y = min(part.point.y * factor, whole.y1 - 0.5)
     size = part.size if part.kind == "wedge" else part.size * factor
-    return part._replace(box=box, point=Point(max(x, 0.0), max(y, 0.0)), size=size)
+    rise = part.rise * factor
+    return part._replace(box=box, point=Point(max(x, 0.0), max(y, 0.0)), size=size, rise=rise)

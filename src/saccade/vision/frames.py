@@ -9,7 +9,7 @@ Left out on purpose: axes without lines around them, and tilted ones.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -152,21 +152,29 @@ def _rectangles(across: list[_Line], down: list[_Line]) -> list[Box]:
     found = []
     for n, left in enumerate(down):
         for right in down[n + 1 :]:
-            level = (
-                abs(left.start - right.start) <= MEET_PX and abs(left.stop - right.stop) <= MEET_PX
-            )
-            if not level or right.at - left.at < 2 * MEET_PX:
+            if right.at - left.at < 2 * MEET_PX:
                 continue
             sides = [
-                line.at
+                line
                 for line in across
                 if line.start <= left.at + MEET_PX and line.stop >= right.at - MEET_PX
             ]
-            tops = [y for y in sides if abs(y - left.start) <= MEET_PX]
-            bottoms = [y for y in sides if abs(y - left.stop) <= MEET_PX]
+            tops = [s.at for s in sides if _meet(s, left, right, "start")]
+            bottoms = [s.at for s in sides if _meet(s, left, right, "stop")]
             if tops and bottoms and max(bottoms) > min(tops):
                 found.append(Box(left.at, min(tops), right.at, max(bottoms)))
     return found
+
+
+def _meet(side: _Line, left: _Line, right: _Line, end: Literal["start", "stop"]) -> bool:
+    """Whether two lines end at one across; where a tick is marked at a corner, they, and it, may go
+    on as far as marks do.
+    """
+    over = [side.at - d.start if end == "start" else d.stop - side.at for d in (left, right)]
+    if max(abs(o) for o in over) <= MEET_PX:
+        return True
+    beyond = (left.at - side.start, side.stop - right.at)
+    return min(over) >= -MEET_PX and max(*over, *beyond) <= TICK_ENDS_PX
 
 
 def _largest(boxes: list[Box]) -> list[Box]:

@@ -30,6 +30,8 @@ class Part(NamedTuple):
     """The plot that it stands in, by rows; parts of one group are compared and counted."""
     place: float = 0.0
     """Orders parts in a group: from the left; clockwise from the top in a pie."""
+    rise: float = 0.0
+    """Of a bar: how far above its base, or on its right, it ends; below zero where it hangs."""
 
 
 def holds(outer: Box, inner: Box) -> bool:

@@ -60,7 +60,8 @@ _COLORS = {name: name for name in COLOR_NAMES} | {
 }
 _SHADES: Mapping[str, Shade] = {"light": "light", "pale": "light", "dark": "dark", "deep": "dark"}
 _SUPERLATIVES: Mapping[str, tuple[str, ...]] = {
-    "largest": ("tallest", "largest", "biggest", "longest", "widest", "greatest", "maximum"),
+    "tallest": ("tallest",),
+    "largest": ("largest", "biggest", "longest", "widest", "greatest", "maximum"),
     "smallest": ("shortest", "smallest", "narrowest", "minimum"),
     "highest": ("highest",),
     "lowest": ("lowest",),

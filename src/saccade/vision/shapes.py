@@ -9,7 +9,7 @@ import numpy as np
 
 from saccade.geometry import Box, Point
 from saccade.vision.colors import RGB
-from saccade.vision.part import Part, is_gray, once, same_color
+from saccade.vision.part import Part, holds, is_gray, once, same_color
 from saccade.vision.scene import SMALL_PX, Area
 from saccade.vision.strokes import Stroke, pieces_of
 
@@ -47,6 +47,8 @@ def find_dots(areas: Sequence[Area]) -> list[Part]:
         like = sum(_is_like(disc, other) for other in discs)  # itself included
         may_be_print = is_gray(disc.color) and min(disc.mask.shape) < SMALL_PX
         score = 0.93 if like >= 3 else 0.8
+        if _is_of_letter(disc, areas, may_be_print=may_be_print):
+            continue
         if not may_be_print or like >= 5:
             found.append(_dot(disc.box, disc.point, disc.color, score))
     for area in areas:
@@ -54,6 +56,19 @@ def find_dots(areas: Sequence[Area]) -> list[Part]:
         if one is not None:
             found += _apart_dots(area, one)
     return once(found, least=0.4)
+
+
+def _is_of_letter(disc: Area, areas: Sequence[Area], *, may_be_print: bool) -> bool:
+    """Whether it lies in a much larger area that has its colour, as the inside of an o does, or on
+    which gray specks are print.
+    """
+    return any(
+        holds(area.box, disc.box)
+        and area.mask.sum() > 10 * disc.mask.sum()
+        and area.fill > 0.6
+        and (may_be_print or same_color(area.color, disc.color))
+        for area in areas
+    )
 
 
 def specks(strokes: Sequence[Stroke]) -> Iterator[Area]:

@@ -30,6 +30,8 @@ __all__ = ["Stroke", "find_lines", "find_strokes", "pieces_of", "thin_parts"]
 
 LEAST_CORE = 0.2
 """Of a piece, what shows its full colour."""
+LEAST_PIECE = 0.3
+"""Of a line on no plot, what is in one piece."""
 LEAST_SPAN = 0.25
 """Of its plot's width that a line runs through."""
 
@@ -171,8 +173,8 @@ def _line(scene: Scene, stroke: Stroke, pieces: Sequence[_Piece], plot: Box) -> 
     pieces = [p for p in pieces if p.box.width >= 0.15 * longest or _is_link(p, pieces)]
     x0, x1 = min(p.box.x0 for p in pieces), max(p.box.x1 for p in pieces)
     y0, y1 = min(p.box.y0 for p in pieces), max(p.box.y1 for p in pieces)
-    if x1 - x0 < least:
-        return None
+    if x1 - x0 < least or (not framed and longest < LEAST_PIECE * (x1 - x0)):
+        return None  # words go as far, letter after letter
     columns = np.zeros(round(x1 - x0), int)
     crossed = 0
     for p in pieces:

@@ -1,4 +1,4 @@
-"""Wedges: areas that share a disc.
+"""Wedges: areas that share a disc, some of them pulled out of it.
 
 Invariant: a wedge has company that makes up most of a disc with it.
 """
@@ -28,6 +28,8 @@ class _Circle(NamedTuple):
 LEAST_RADIUS_PX = 10
 LEAST_GRAY_RADIUS_PX = 40
 """Of a disc without colours: large letters are round too."""
+LEAST_VISIBLE = 0.25
+"""Of a wedge between 0.3 and 0.95 of the radius: rings show less than whole discs."""
 DIRECTIONS = 720
 """Around a disc, looked at one by one."""
 
@@ -47,7 +49,7 @@ def find_wedges(scene: Scene, areas: Sequence[Area]) -> tuple[list[Part], list[B
     pies: list[Box] = []
     for outline in outlines:
         circle = _circle_of(outline[:, 0].astype(np.float64))
-        if circle is None:
+        if circle is None or _has_corners(outline[:, 0] + 0.5, circle):
             continue
         found = _sectors(canvas, large, circle, group=len(pies))
         is_print = circle.radius < LEAST_GRAY_RADIUS_PX and all(
@@ -85,6 +87,13 @@ def _circle_of(outline: NDArray[np.float64]) -> _Circle | None:
     return _Circle(float(x), float(y), math.sqrt(max(c + x * x + y * y, 0.0)))
 
 
+def _has_corners(outline: NDArray[np.float64], circle: _Circle) -> bool:
+    """Whether much of an outline lies outside of a small circle, as the corners of a square do."""
+    away = np.hypot(outline[:, 0] - circle.x, outline[:, 1] - circle.y)
+    is_small = circle.radius < LEAST_GRAY_RADIUS_PX
+    return bool(is_small and (away > circle.radius + 2.5).mean() > 0.12)
+
+
 def _through(triples: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Centres and radii of circles through three points each; radius 0 where they form a line."""
     a, b, c = triples[:, 0], triples[:, 1], triples[:, 2]
@@ -110,7 +119,11 @@ def _sectors(
     columns = np.clip(x.astype(int), 0, width - 1)
     rows = np.clip(y.astype(int), 0, height - 1)
     seen = canvas[rows, columns]
-    members = [n for n in np.unique(seen) if n and _is_within(areas[n - 1], circle)]
+    members = [
+        n
+        for n in np.unique(seen)
+        if n and (_is_within(areas[n - 1], circle) or _is_pulled_out(areas[n - 1], circle))
+    ]
     votes = np.stack([(seen == n).sum(axis=1) for n in members], axis=1) if members else None
     if votes is None or len(members) < 2:
         return []
@@ -131,6 +144,21 @@ def _is_within(area: Area, circle: _Circle) -> bool:
     y, x = np.nonzero(area.mask)
     away = np.hypot(x + area.x0 + 0.5 - circle.x, y + area.y0 + 0.5 - circle.y)
     return bool((away <= 1.03 * circle.radius + 1).mean() > 0.95)
+
+
+MOST_PULLED = 0.4
+"""Radii that a wedge stands away from the middle, at most."""
+
+
+def _is_pulled_out(area: Area, circle: _Circle) -> bool:
+    """Whether it lies within the disc moved towards it."""
+    y, x = np.nonzero(area.mask)
+    away = np.array([x.mean() + area.x0 + 0.5 - circle.x, y.mean() + area.y0 + 0.5 - circle.y])
+    towards = away / max(float(np.hypot(*away)), 1.0)
+    moves = np.linspace(0.05, MOST_PULLED, 8)[:, None] * circle.radius * towards
+    return any(
+        _is_within(area, _Circle(circle.x + dx, circle.y + dy, circle.radius)) for dx, dy in moves
+    )
 
 
 def _closed_up(owner: NDArray[np.intp], most: int = 20) -> NDArray[np.intp]:
@@ -166,13 +194,15 @@ def _wedge(
     start, length = span
     inside = (start + np.arange(length)) % DIRECTIONS
     visible = float(votes[inside].sum() / (length * samples))
-    if visible < 0.4:
+    if visible < LEAST_VISIBLE:
         return None
     degrees = length * 360 / DIRECTIONS
     edges = np.radians(np.linspace(start, start + length, 64) * 360 / DIRECTIONS)
     xs = np.append(circle.x + circle.radius * np.cos(edges), circle.x)
     ys = np.append(circle.y + circle.radius * np.sin(edges), circle.y)
     box = Box(float(xs.min()), float(ys.min()), float(xs.max()), float(ys.max()))
+    if not _is_within(area, circle):
+        box = area.box
     middle = (start + length / 2) * 360 / DIRECTIONS
     score = min(0.97, 0.5 + 0.5 * visible) * (0.9 if area.is_hatched else 1.0)
     return Part("wedge", box, area.point, area.color, score, degrees, place=(middle + 90) % 360)

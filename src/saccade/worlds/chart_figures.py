@@ -59,7 +59,10 @@ def chart_figure(index: int) -> FigureItem:
         ),
         *(_text(text, box, "axis") for text, box in drawing.beside),
     ]
-    return FigureItem(drawing.image, len(rows), max(map(len, rows)), tuple(plots), tuple(texts))
+    # the path between the dots of a line is gray, and its place is not told
+    also = frozenset({"line"} if any(p.kind == "lines" for p in plots) else ())
+    shape = (len(rows), max(map(len, rows)))
+    return FigureItem(drawing.image, *shape, tuple(plots), tuple(texts), also)
 
 
 def _text(text: str, box: Box, role: Role) -> PrintedText:
