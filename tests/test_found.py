@@ -17,6 +17,7 @@ from saccade.backends import (
     Detector,
     Pointed,
     Pointer,
+    Printed,
     Segmented,
     Segmenter,
 )
@@ -26,11 +27,14 @@ from saccade.config import BackendChoice
 from saccade.errors import RecipeError
 from saccade.geometry import Box, Mask, Point
 from saccade.worlds.chart_figures import chart_figure
-from saccade.worlds.figures import FigureItem, figure
+from saccade.worlds.figures import FigureItem, PrintedText, figure
+from saccade.worlds.lookalikes import lookalike
 from saccade.worlds.photographs import photograph
-from scripted_reader import printed
+from scripted_reader import Scripted, printed
 
 BARS = next(i for i in map(figure, range(60)) if {p.kind for p in i.plots} == {"bars"})
+
+GRAY_LINES = next(i for i in map(chart_figure, range(60)) if {p.kind for p in i.plots} == {"lines"})
 
 
 class Told(Detector, Pointer, Segmenter):
@@ -101,6 +105,71 @@ def test_what_is_made_up_is_wrong_also_where_nothing_is() -> None:
     assert all(twice.found)
     assert twice.wrong == sum(len(p.shapes) for p in BARS.plots)
     assert judged("legends", photograph(0), lambda _: [nowhere]).wrong == 1
+
+
+def text(word: str, x: float) -> PrintedText:
+    return PrintedText(word, Box(x, 10, x + 40, 24), "tick", 14.0)
+
+
+def line(words: str, x0: float, x1: float) -> Printed:
+    return Printed(words, Box(x0, 10, x1, 24), 1.0)
+
+
+def read(texts: list[PrintedText], lines: list[Printed]) -> Seen:
+    item = FigureItem(Image.new("RGB", (300, 60), "white"), 1, 1, (), tuple(texts))
+    eyes = Played(item)
+    eyes.reader = Scripted(lines)
+    return JUDGES["print"](eyes)(item)
+
+
+def test_a_word_that_was_read_serves_one_that_is_printed() -> None:
+    once = read([text("Jan", 10), text("Jan", 60)], [line("Jan", 10, 100)])
+    assert sorted(once.found) == [False, True]
+    assert sum(once.quality) == pytest.approx(3)  # of six characters
+    both = read([text("Jan", 10), text("Jan", 60)], [line("Jan Jan", 10, 100)])
+    assert both.found == [True, True]
+    near = read([text("Jan", 10), text("Feb", 60)], [line("Feb", 10, 30), line("Jan", 60, 80)])
+    assert near.found == [False, False]  # what stands elsewhere is not read here
+    assert np.mean(near.quality) == pytest.approx(0.0)
+
+
+def test_characters_are_counted_by_edits_and_what_is_made_up_apart() -> None:
+    seen = read(
+        [text("March", 10), text("July", 100)],
+        [line("Marsch x", 10, 50), line("July", 100, 140), line("noise", 200, 240)],
+    )
+    assert seen.found == [False, True]
+    assert len(seen.quality) == 9
+    assert 1 - np.mean(seen.quality) == pytest.approx(3 / 9)
+    assert seen.wrong == 1
+    nothing = read([text("March", 10)], [])
+    assert (nothing.found, np.mean(nothing.quality)) == ([False], 0.0)
+    in_pieces = read([text("New plan", 10)], [line("plan", 32, 50), line("New", 10, 30)])
+    assert in_pieces.found == [True, True]
+    assert np.mean(in_pieces.quality) == 1.0
+
+
+def test_a_kind_is_claimed_or_not_where_nothing_of_it_is() -> None:
+    somewhere = Box(0, 0, 30, 30)
+    for item in (photograph(0), lookalike(0)):
+        claimed = judged("no-bar", item, lambda query: 3 * [somewhere] if query == "bar" else [])
+        assert (claimed.found, claimed.wrong) == ([False], 1)
+        rightly = judged("no-bar", item, lambda query: [] if query == "bar" else [somewhere])
+        assert (rightly.found, rightly.wrong) == ([True], 0)
+    assert judged("no-bar", BARS, lambda _: [somewhere]).found == []  # there are some
+    pie = next(i for i in map(figure, range(60)) if {p.kind for p in i.plots} == {"pie"})
+    assert judged("no-circle", pie, lambda _: [somewhere]).found == []  # and a disc is one
+    assert judged("no-slice", BARS, lambda _: [somewhere]).found == [False]
+    assert judged("no-line", GRAY_LINES, lambda _: [somewhere]).found == []
+    assert judged("print", lookalike(0), lambda _: ()) == Seen([], [], 0, None)
+
+
+def test_plots_are_cut_as_they_were_drawn_within_a_twentieth() -> None:
+    for make in (figure, chart_figure):
+        items = [i for i in map(make, range(16)) if len(i.plots) > 1]
+        overlaps = [q for i in items for q in judged("plots-title", i, lambda _: ()).quality]
+        assert len(overlaps) > 6
+        assert np.mean(overlaps) > 0.95
 
 
 def test_points_must_lie_near_the_middle_and_on_the_thing() -> None:

@@ -24,6 +24,7 @@ from saccade.progress import progress
 from saccade.run_folder import RunFolder
 from saccade.worlds.chart_figures import chart_figure
 from saccade.worlds.figures import VARIETIES, FigureItem, Variety, figure
+from saccade.worlds.lookalikes import lookalike
 from saccade.worlds.photographs import COUNT, photograph
 
 __all__ = ["SOURCES", "Found", "bench_found"]
@@ -37,6 +38,7 @@ SOURCES: Mapping[str, Callable[[int], FigureItem]] = {
     **{variety: _drawn(variety) for variety in VARIETIES},
     "charts": chart_figure,
     "photographs": photograph,
+    "lookalikes": lookalike,
 }
 """Figures by variety, those of matplotlib first."""
 LIMITS = {"photographs": COUNT}
@@ -55,7 +57,7 @@ class Found:
     found: float | None
     """Share of them that was found (recall), as its judge says. None where none is there."""
     quality: float | None
-    """Mean over them: IoU, share of right characters; see the judge."""
+    """Mean over them: IoU, one less the character error rate; see the judge."""
     wrong: int
     """Found where none is."""
     precision: float | None
@@ -162,7 +164,12 @@ def _row(what: str, variety: str, seen: Sequence[Seen]) -> Found:
 
 
 def _table(rows: Sequence[Found]) -> Table:
-    table = Table(*(name for name in asdict(rows[0])))
+    note = (
+        "–: nothing of it is there, or nothing was asked. Charts have no legends, and the lines of "
+        "their plots are gray, with no place told. no-...: pictures in which nothing of it is, and "
+        "the share in which none is claimed."
+    )
+    table = Table(*(name for name in asdict(rows[0])), caption=note)
     for row in rows:
         cells = asdict(row)
         for name in ("found", "quality", "precision", "f1"):

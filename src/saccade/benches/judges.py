@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from saccade.backends import Detected, Detector, Pointer, Reader, Segmenter, made
+from saccade.backends import Detected, Detector, Pointer, Printed, Reader, Segmenter, made
 from saccade.config import BackendChoice, BackendKind
 from saccade.distances import edit_distance
 from saccade.errors import ToolError
@@ -129,6 +130,8 @@ def _frames(_: Eyes) -> Judge:
 
     def judge(item: FigureItem) -> Seen:
         clock = _Clock()
+        if not item.is_told:
+            return _seen(clock, [], [], 0)
         with clock:
             frames = find_frames(item.image)
         there = [p.frame for p in item.plots if p.kind != "pie" and p.is_framed]
@@ -140,36 +143,63 @@ def _frames(_: Eyes) -> Judge:
 
 
 def _print(eyes: Eyes) -> Judge:
-    """Word by word; quality is one less the share of wrong characters. Wrong: lines that touch no
-    print.
+    """Found: each word of the print, where some line that touches the print has that word left: a
+    word that was read serves one that is printed. Quality: one less the character error rate,
+    which is the edit distance of what is read of each print to it, over their length; a line that
+    is read is of the print that it covers most of. Wrong: lines that touch no print.
     """
     reader = eyes.reader
 
     def judge(item: FigureItem) -> Seen:
         clock = _Clock()
+        if not item.is_told:
+            return _seen(clock, [], [], 0)
         with clock:
             lines = reader.read(item.image)
+        of_text = _lines_of(item.texts, lines)
+        left = {id(line): Counter(_plain(line.text).split()) for line in lines}
         found: list[bool] = []
         quality: list[float] = []
-        for text in item.texts:
+        for text, own in zip(item.texts, of_text, strict=True):
             if text.size_px < LEAST_PX:
                 continue
-            here = [_plain(line.text) for line in lines if line.box.intersection(text.box)]
-            for word, share in _words(text, here):
-                found.append(word)
-                quality.append(share)
+            near = [*own, *(o for o in lines if o.box.intersection(text.box) and o not in own)]
+            found += [
+                _taken(word, [left[id(line)] for line in near])
+                for word in _plain(text.text).split()
+            ]
+            there = _plain(text.text)
+            read = " ".join(_plain(line.text) for line in own)
+            # for each character the same: their mean is over characters
+            quality += [1 - edit_distance(there, read) / len(there)] * len(there)
         wrong = sum(not any(line.box.intersection(t.box) for t in item.texts) for line in lines)
         return _seen(clock, found, quality, wrong)
 
     return judge
 
 
-def _words(text: PrintedText, lines: Sequence[str]) -> Iterator[tuple[bool, float]]:
-    """For each word of the print, whether it is read and the share of its characters that are."""
-    read = [word for line in lines for word in line.split()]
-    for word in _plain(text.text).split():
-        nearest = min((edit_distance(word, r) for r in read), default=len(word))
-        yield nearest == 0, max(0.0, 1 - nearest / len(word))
+def _lines_of(texts: Sequence[PrintedText], lines: Sequence[Printed]) -> list[list[Printed]]:
+    """For each print the lines that were read of it, in reading order."""
+    found: list[list[Printed]] = [[] for _ in texts]
+    for line in lines:
+        shares = [_common(line.box, t.box) / t.box.area for t in texts]
+        if shares and max(shares) > 0:
+            found[shares.index(max(shares))].append(line)
+    return [sorted(own, key=lambda line: (line.box.x0, line.box.y0)) for own in found]
+
+
+def _common(a: Box, b: Box) -> float:
+    inside = a.intersection(b)
+    return 0.0 if inside is None else inside.area
+
+
+def _taken(word: str, of_lines: Sequence[Counter[str]]) -> bool:
+    """Whether a line has the word left, which it then has once less."""
+    for words in of_lines:
+        if words[word]:
+            words[word] -= 1
+            return True
+    return False
 
 
 def _plain(text: str) -> str:
@@ -181,8 +211,9 @@ def _plain(text: str) -> str:
 
 def _plots(way: str) -> NewJudge:
     """Asks `zoom_subplot` for each plot of a figure of several, by its title or its place. Found:
-    the region holds all that the plot shows and nothing of others; quality: IoU with the plot
-    and what is printed around.
+    the region holds all that the plot shows and nothing of others; quality: its IoU, 0 where
+    nothing was cut, with the smallest box around all ink of the plot: its frame or marks, the
+    numbers and names of its axes, its title, its legend; a heading of the whole figure is of none.
     """
 
     def ready(eyes: Eyes) -> Judge:
@@ -228,8 +259,7 @@ def _marks(plot: PlotPart) -> Box:
 
 
 def _share(part: Box, whole: Box) -> float:
-    common = part.intersection(whole)
-    return 0.0 if common is None else common.area / part.area
+    return _common(part, whole) / part.area
 
 
 # --- axes -----------------------------------------------------------------------------------------
@@ -299,6 +329,46 @@ def _detected(kind: ShapeKind) -> NewJudge:
         return judge
 
     return ready
+
+
+KINDS: Mapping[str, str] = {
+    "bar": "bar", "wedge": "slice", "line": "line", "dot": "dot", "legend": "legend",
+    "circle": "circle", "triangle": "triangle", "plot": "plot",
+}  # fmt: skip
+"""What may be claimed where nothing of it is, and the word that asks for it. Squares and rectangles
+are left out: bars, cells and frames are some.
+"""
+_CALLED = {"dot": "circle", "wedge": "circle"}
+"""What may be called so as well."""
+
+
+def _absent(kind: str) -> NewJudge:
+    """Asks each picture in which nothing of the kind is for it. Found: it is not claimed; wrong: it
+    is, by whatever number of boxes. So precision is the share of pictures that are rightly told to
+    hold nothing of it.
+    """
+
+    def ready(eyes: Eyes) -> Judge:
+        detector = eyes.detector
+
+        def judge(item: FigureItem) -> Seen:
+            clock = _Clock()
+            if kind in _kinds_in(item):
+                return _seen(clock, [], [], 0)
+            with clock:
+                seen = _asked(detector, item.image, KINDS[kind])
+            return _seen(clock, [not seen], [], int(bool(seen)))
+
+        return judge
+
+    return ready
+
+
+def _kinds_in(item: FigureItem) -> set[str]:
+    shapes = {s.kind for p in item.plots for s in p.shapes}
+    called = {_CALLED[kind] for kind in shapes if kind in _CALLED}
+    legends = {"legend" for p in item.plots if p.legend is not None}
+    return {*shapes, *called, *legends, *item.also, *(["plot"] if item.plots else [])}
 
 
 def _legends(eyes: Eyes) -> Judge:
@@ -451,5 +521,6 @@ JUDGES: Mapping[str, NewJudge] = {
     "points": _points,
     "segment-box": _segmented("box"),
     "segment-point": _segmented("point"),
+    **{f"no-{word}": _absent(kind) for kind, word in KINDS.items()},
 }
 """By what is looked for."""
