@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from saccade.geometry import iou
+from saccade.geometry import Box, iou
 from saccade.vision.frames import find_frames
 from saccade.worlds.figures import figure
 
@@ -88,3 +88,25 @@ def test_a_filled_plot_with_nothing_in_it_is_known_by_its_ticks() -> None:
     for x in (100, 180, 260, 340):
         draw.line((x, 250, x, 255), fill=(60, 60, 60))
     assert len(find_frames(picture)) == 1
+
+
+@pytest.mark.parametrize("ends", [(6, 0), (0, 6), (6, 6)])
+def test_marks_of_ticks_at_the_corners_hide_no_frame(ends: tuple[int, int]) -> None:
+    """Where limits are round numbers, the first and the last tick go on from the sides."""
+    paper = Image.new("RGB", (600, 400), "white")
+    draw = ImageDraw.Draw(paper)
+    draw.rectangle((60, 30, 560, 350), outline="black")
+    for x, mark in zip((60, 560), ends, strict=True):
+        draw.line([(x, 350), (x, 350 + mark)], fill="black")
+    draw.line([(60 - ends[0], 350), (60, 350)], fill="black")
+    draw.line([(60 - ends[0], 30), (60, 30)], fill="black")
+    [frame] = find_frames(paper)
+    assert iou(frame, Box(60.5, 30.5, 560.5, 350.5)) > 0.99
+    far = Image.new("RGB", (600, 400), "white")
+    draw = ImageDraw.Draw(far)
+    draw.rectangle((60, 30, 560, 350), outline="black")
+    for x in (60, 560):
+        draw.line([(x, 350), (x, 370)], fill="black")
+    draw.line([(60, 350), (560, 350)], fill="white")
+    draw.line([(60, 350), (590, 350)], fill="black")
+    assert find_frames(far) == []
