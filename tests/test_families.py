@@ -21,12 +21,14 @@ from saccade.assemble import Policy, image_features, load_policy, setup_for
 from saccade.cli import recipe_path
 from saccade.config import Recipe
 from saccade.dialects import dialect
+from saccade.dialects.notations import notation_named
 from saccade.engines import Sampling, TurnRequest
 from saccade.engines.torch import TorchEngine
 from saccade.errors import RecipeError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
 from saccade.images import root_view
+from saccade.ladder import runs as ladder
 from saccade.models.chosen import chosen_logprobs
 from saccade.models.forward import (
     encode_images,
@@ -359,33 +361,38 @@ def test_a_new_family_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # --- recipes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "notation"),
-    [
-        ("grounded-qwen2.5-vl-3b", "qwen2_5_vl", "json"),
-        ("grounded-internvl3-2b", "internvl", "internvl"),
-    ],
-)
+OF_REAL_MODELS = [
+    ("grounded-qwen2.5-vl-3b", "qwen2_5_vl", "json"),
+    ("grounded-internvl3-2b", "internvl", "internvl"),
+]
+
+
+def small(name: str, kind: str, folder: Path, *overrides: str) -> Recipe:
+    """A recipe of a real model with a small one of its family, scenes of shapes and short turns."""
+    return load_recipe(
+        recipe_path(name),
+        (
+            f"model={save_family(kind, folder / 'model', words=None)}",
+            "threads=1",
+            "task.options={parts: [shapes_vsr, shapes_tally]}",
+            "task.train_items=2",
+            "max_image_tokens=64",
+            "min_image_tokens=4",
+            "rollout.max_tokens_per_turn=16",
+            "rl.steps=1",
+            "rl.prompts_per_step=2",
+            "rl.group_size=2",
+            "rl.warmup_steps=0",
+            *overrides,
+        ),
+    ).model_copy(update={"run": folder / "run"})
+
+
+@pytest.mark.parametrize(("name", "kind", "notation"), OF_REAL_MODELS)
 def test_recipes_of_families_run_on_small_models_of_theirs(
     name: str, kind: str, notation: str, tmp_path: Path
 ) -> None:
-    folder = save_family(kind, tmp_path / "model", words=None)
-    overrides = (
-        f"model={folder}",
-        "threads=1",
-        "task.options={parts: [shapes_vsr, shapes_tally]}",
-        "task.train_items=2",
-        "max_image_tokens=64",
-        "min_image_tokens=4",
-        "rollout.max_tokens_per_turn=16",
-        "rl.steps=1",
-        "rl.prompts_per_step=2",
-        "rl.group_size=2",
-        "rl.warmup_steps=0",
-        "rl.reward=family_evenness",
-        "rl.gate=null",
-    )
-    recipe = load_recipe(recipe_path(name), overrides).model_copy(update={"run": tmp_path / "run"})
+    recipe = small(name, kind, tmp_path, "rl.reward=family_evenness", "rl.gate=null")
     policy = load_policy(recipe)
     setup = setup_for(recipe, policy, store=ImageStore())
     assert setup.boxes_as is policy.renderer.notation
@@ -393,3 +400,21 @@ def test_recipes_of_families_run_on_small_models_of_theirs(
     assert policy.renderer.notation.example in setup.dialect.instructions(())
     rl.run(recipe)
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("name", "kind", "notation"), OF_REAL_MODELS)
+def test_ladders_of_families_run_on_small_models_of_theirs(
+    name: str, kind: str, notation: str, tmp_path: Path
+) -> None:
+    recipe = small(name, kind, tmp_path, "sft.steps=1", "eval.items=4", "eval.bootstrap=100")
+    results = ladder.run(recipe)
+    measured = set(results["splits"]["test"]["arms"])
+    assert measured == set(recipe.ladder.arms) >= {"direct", "cot", "one-shot", "few-shot-direct"}
+    # the worked example has two boxes, written as the family writes them
+    shown = recipe.ladder.arms["one-shot"].set["rollout.example"]
+    assert isinstance(shown, str)
+    parsed = dialect("grounded").parse(shown.partition("sofa.")[2].strip())
+    assert parsed.answer is not None
+    assert parsed.answer.text == "true"
+    written = notation_named(notation).find(parsed.thought)
+    assert [(w.phrase, w.values is not None) for w in written] == [("cat", True), ("sofa", True)]

@@ -336,6 +336,7 @@ def test_vsr_asks_whether_a_caption_is_true(tmp_path):
     assert [task.wrong(s) for s in (first, second)] == ["false", "true"]
     assert first.images == third.images != second.images
     assert dict(first.meta)["choices"] == "2"
+    assert first.stratum == "relations"  # told apart from counts in a mix
 
 
 def test_vsr_refuses_labels_other_than_0_and_1(tmp_path):

@@ -308,9 +308,8 @@ def test_the_heading_of_a_figure_is_in_no_plot() -> None:
     tool = zoom_subplot.with_backends({"reader": Scripted([*moved, Printed("All", heading, 1.0)])})
     region = shown(tool(root_view(taller), where="Sales"))
     assert region.intersection(heading) is None
-    title = region.intersection(moved[0].box)
-    assert title is not None
-    assert title.area > 0.95 * moved[0].box.area
+    title = moved[0].box.expand(-1)  # a reader's box has a little white around its print
+    assert region.intersection(title) == title
     above = moved[0].box.moved(0, -15)
     second = [Printed("All of them", above, 1.0)]  # a line of the same title
     ImageDraw.Draw(taller).rectangle(above.as_tuple(), fill="gray")

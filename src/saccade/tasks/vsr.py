@@ -53,5 +53,6 @@ def _question(where: str, row: _Row) -> Question:
         answer="true" if row.label else "false",
         places=tuple(f"{f}{row.image}" for f in ("", "images/", "train2017/", "val2017/")),
         kind=row.relation,
+        stratum="relations",
         choices=2,
     )

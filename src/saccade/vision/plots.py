@@ -33,7 +33,7 @@ __all__ = ["Line", "Plot", "find_plots", "scales_at"]
 Line = tuple[str, Box]
 """Print and where it stands."""
 
-AROUND_PX = 2
+AROUND_PX = 1
 """Left around what belongs to a plot."""
 NEXT_LINE = 0.5
 """Of their height: lines of one title are nearer to each other, headings of figures are not."""
