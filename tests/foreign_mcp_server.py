@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import time
+from pathlib import Path
 from typing import Annotated, Literal
 
 from mcp.server.mcpserver import Image, MCPServer
@@ -65,6 +66,22 @@ def sleepy(seconds: float) -> str:
     """Take its time."""
     time.sleep(seconds)
     return "awake"
+
+
+@server.tool()
+async def hang(seconds: float) -> str:
+    """Keep the whole server from answering."""
+    time.sleep(seconds)
+    return "done"
+
+
+@server.tool()
+def die_once(trace: str) -> str:
+    """Take the server down where there is no file of that name yet."""
+    if Path(trace).exists():
+        return "alive"
+    Path(trace).touch()
+    os._exit(3)
 
 
 @server.tool()

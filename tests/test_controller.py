@@ -22,7 +22,14 @@ from saccade.image_store import ImageStore
 from saccade.images import OPERATIONS, ImageView, root_view
 from saccade.recipe_files import load_recipe
 from saccade.tools import ToolBox, builtin_tools
-from saccade.tools.running import AT_ONCE_PX, Elsewhere, InThreads, Returned
+from saccade.tools.running import (
+    AT_ONCE_PX,
+    Elsewhere,
+    InThreads,
+    MissedDeadline,
+    Returned,
+    missed_deadline,
+)
 from saccade.tools.spec import Tool, tool
 from saccade.toolserver.controller import Controller
 from saccade.toolserver.metrics import as_prometheus, as_rows
@@ -104,6 +111,58 @@ def test_a_caller_that_leaves_does_not_take_the_answer_from_those_that_share_it(
         await settle()
         gate.open.set()
         assert await second == [Text("crop 1")]
+
+    asyncio.run(play())
+
+
+def test_what_nobody_waits_for_any_more_before_its_turn_is_not_run() -> None:
+    async def play() -> None:
+        gate = Gate(takes=1)
+        controller = Controller(gate)
+
+        def ask(x: float) -> asyncio.Task[list[Returned]]:
+            arguments = {"image": VIEW, "box": Box(x, 0, 50, 30)}
+            return asyncio.create_task(controller.run(CROP, arguments, deadline_s=5))
+
+        running, left, shared, waiting = ask(1), ask(2), ask(3), ask(3)
+        await settle()
+        running.cancel()  # it has begun: it is held until it ends
+        left.cancel()
+        shared.cancel()
+        await settle()
+        again = ask(2)  # and not what was given up
+        await settle()
+        assert controller.counts["crop"].held == 3
+        gate.open.set()
+        assert await waiting == [Text("crop 3")]
+        assert await again == [Text("crop 2")]
+        assert gate.asked == 3
+        assert controller.counts["crop"].held == 0
+
+    asyncio.run(play())
+
+
+def test_who_comes_late_to_a_call_that_misses_its_deadline_is_given_its_own_time() -> None:
+    async def play() -> None:
+        gate = Gate(takes=1)
+        controller = Controller(gate)
+
+        def ask() -> asyncio.Task[list[Returned]]:
+            arguments = {"image": VIEW, "box": Box(1, 0, 50, 30)}
+            return asyncio.create_task(controller.run(CROP, arguments, deadline_s=5))
+
+        first, with_it = ask(), ask()
+        await settle()
+        late = ask()
+        await settle()
+        gate.fails = missed_deadline("crop", 5)
+        gate.open.set()
+        for task in (first, with_it):
+            with pytest.raises(MissedDeadline):
+                await task
+        gate.fails = None
+        assert await late == [Text("crop 1")]
+        assert (gate.asked, controller.counts["crop"].calls) == (2, 3)
 
     asyncio.run(play())
 
@@ -261,6 +320,14 @@ def test_what_a_view_derives_from_counts_with_it() -> None:
     large = VIEW.resize(1100, 1100)
     assert InThreads().at_once(CROP, {"image": large, "box": Box(0, 0, 9, 9)}) is None
     assert InThreads().at_once(CROP, {"image": VIEW, "box": Box(0, 0, 9, 9)}) is not None
+
+
+def test_a_tool_that_reads_pixels_reads_few_of_them_here() -> None:
+    look, box = builtin_tools()["look"], Box(0, 0, 9, 9)
+    for side, is_here in ((900, True), (1100, False)):
+        view = root_view(Image.new("RGB", (side, side)))
+        assert (InThreads().at_once(look, {"image": view, "box": box}) is not None) == is_here
+        assert InThreads().at_once(CROP, {"image": view, "box": box}) is not None
 
 
 # --- calls that wait for each other ---------------------------------------------------------------

@@ -208,10 +208,12 @@ def test_shuffled_boxes_lie_where_they_lay_on_a_picture_of_another_size(world: W
 def test_numbers_that_are_not_finite_are_no_box_to_change(world: World, control: str) -> None:
     text = f"<think> a {A}, b [1, nan, inf, 3], c {B} </think>{REST}"
     found = world.change(control, text, partner=world.play(CHAIN + REST, name="other"))
-    assert len(values(found)) == (0 if control == "stripped" else 2)
+    assert found is not None
+    assert ("[1, nan, inf, 3]" in found.begun) == (control != "stripped")
+    assert len(values(found)) == (0 if control == "stripped" else 3)
 
 
-def test_a_box_that_cannot_be_read_is_taken_out_and_the_others_keep_their_order(
+def test_a_box_that_cannot_be_read_stays_as_it_stands_and_the_others_keep_their_order(
     world: World,
 ) -> None:
     text = f"<think> a {A}, b [1, 2, 3], c {B} </think>{REST}"
@@ -219,7 +221,10 @@ def test_a_box_that_cannot_be_read_is_taken_out_and_the_others_keep_their_order(
     assert values(found) == [(600, 500, 900, 700), (100, 100, 200, 300)]
     assert found is not None
     assert found.begun.index("600") < found.begun.index("100")
-    assert "[1, 2, 3]" not in found.begun
+    assert "b [1, 2, 3], c" in found.begun
+    bare = world.change("stripped", text)
+    assert bare is not None
+    assert "[" not in bare.begun
 
 
 @pytest.mark.parametrize("control", [c for c in CONTROLS if c != "shuffled"])
@@ -400,6 +405,31 @@ def test_boxes_are_shuffled_among_samples_of_one_stratum(
     assert told == {"q0": "q2", "q1": None, "q2": "q0", "q3": None}
     before = {r["id"]: r.get("before") for r in RunFolder(tmp_path / "r").rows("rows")}
     assert [i for i, b in before.items() if b is not None] == ["q0", "q2"]
+
+
+def test_whose_boxes_are_shuffled_does_not_depend_on_where_a_run_was_broken_off(
+    rows: Path, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, str] = {}
+
+    def noted(control: Any, episode: Episode, **options: Any) -> Counterfactual | None:
+        told[episode.sample.id] = options["partner"].sample.id
+        return counterfactual(control, episode, **options)
+
+    monkeypatch.setattr(measure, "counterfactual", noted)
+    made = recipe(rows, tmp_path / "r", "eval.control=shuffled")
+    whole = measure.run(made, arm="a")
+    partners = dict(told)
+    assert partners["q0"] == "q1"
+    file = tmp_path / "r" / "rows.jsonl"
+    kept = [line for line in file.read_text().splitlines(True) if '"q1"' not in line]
+    file.write_text("".join(kept))  # as where one of several calls failed
+    told.clear()
+    assert measure.run(made, arm="a").accuracy == whole.accuracy
+    assert told["q1"] == partners["q1"]
+    lines = file.read_text().splitlines(True)
+    assert lines[:3] == kept  # the others were asked for their boxes alone
+    assert len(lines) == 4
 
 
 def test_a_model_is_asked_behind_the_masks_of_another_s_gaze(

@@ -41,6 +41,7 @@ from saccade.models.forward import (
 from saccade.recipe_files import load_recipe
 from saccade.renderers import families, renderer_for
 from saccade.rewards import reward
+from saccade.run_folder import RunFolder
 from saccade.synth import write_demonstrations
 from saccade.synth_charts import demonstrations
 from saccade.tokens import Tree, batch, flatten, pack
@@ -418,3 +419,34 @@ def test_ladders_of_families_run_on_small_models_of_theirs(
     assert parsed.answer.text == "true"
     written = notation_named(notation).find(parsed.thought)
     assert [(w.phrase, w.values is not None) for w in written] == [("cat", True), ("sofa", True)]
+
+
+def test_the_full_suite_of_tools_trains_a_small_model(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        recipe_path("suite"),
+        (
+            f"model={save_family('qwen2_5_vl', tmp_path / 'model', words=None)}",
+            "threads=1",
+            "task.options={max_image_tokens: 64}",
+            "max_image_tokens=64",
+            "service.way=inprocess",
+            "rollout.max_turns=2",
+            "rollout.max_tokens_per_turn=16",
+            "rl.steps=1",
+            "rl.prompts_per_step=2",
+            "rl.group_size=2",
+            "rl.warmup_steps=0",
+            "rl.reward=family_evenness",
+            "rl.eval_every=0",
+            "eval.items=2",
+            "eval.bootstrap=100",
+            "ladder.only=[suite, suite-without-ocr]",
+        ),
+    ).model_copy(update={"run": tmp_path / "run"})
+    setup = setup_for(recipe, load_policy(recipe), store=ImageStore())
+    assert {tool.name for tool in setup.toolbox.tools} >= set(recipe.tools)
+    assert len(recipe.tools) == 14
+    results = ladder.run(recipe)
+    assert set(results["splits"]["test"]["arms"]) == {"suite", "suite-without-ocr"}
+    [row] = RunFolder(tmp_path / "run" / "arms" / "suite" / "seed-0" / "rate-1e-06").rows("metrics")
+    assert row["stage"] == "rl"

@@ -210,6 +210,14 @@ def test_shares_of_boxes_are_over_all_boxes_here_as_while_a_model_is_trained() -
     arm = {0: told, 1: told}
     found = arm_figures(arm, resampling=Resampling(100)).by_stratum["invalid"]["all"]
     assert found.estimate == pytest.approx(pooled)
+    speck, whole = "[50, 50, 51, 51]", "[0, 0, 999, 999]"
+    several = [
+        row_of(e, RUBRIC, grounded_in=resized)
+        for e in (episode([speck, whole], name="a"), episode([*many, speck], name="b"))
+    ]
+    shares = summarise(several, bootstrap=50).grounding
+    assert shares["specks"]["all"].estimate == pytest.approx(2 / 11)
+    assert shares["wholes"]["all"].estimate == pytest.approx(1 / 11)
     good = [row(many[:1], name="a"), row(many[:3], name="b")]
     for difference in (
         paired(told, good, metric="invalid", bootstrap=50).difference,

@@ -787,16 +787,38 @@ def test_claims_on_kinds_and_on_checkpoints_are_decided_by_their_own_figures() -
         of | {"arm": "direct", "metric": "invalid", "at_checkpoints": True, "less_than": 0.01},
     ]
     told = statements(results, "test")
-    assert [s.verdict for s in told] == ["met", "missed", "missed", "met", "not known"]
+    assert [s.verdict for s in told] == ["met", "missed", "missed", "not known", "not known"]
     assert told[0].claim.startswith("changed of ours, of left of")
     assert told[2].claim == (
-        "invalid of ours, the largest of 2 validations while it was trained (400 answers to 200 "
-        "items): less than 1 %"
+        "invalid of ours, the largest of 3 validations while it was trained (600 answers to 200 "
+        "items), 1 of which have no box: less than 1 %"
     )
+    del results["arms"]["ours"]["checkpoints"][2]
+    assert [s.verdict for s in statements(results, "test")][2:4] == ["missed", "met"]
     assert [s.found for s in told[2:4]] == ["2.0", "2.0"]
     table = tables.split_tables(results, "test", link="x").controls
     assert table.heads == ("left of", "inside")
     assert [row.name for row in table.rows] == ["ours"]
+
+
+def test_what_a_control_costs_stands_beside_the_arm_that_it_asks_again() -> None:
+    results = _grounded()
+    assert tables.split_tables(results, "test", link="x").drops.rows == ()
+    results["arms"]["masked"] = results["arms"]["ours"] | {"control_of": "ours"}
+    split = results["splits"]["test"]
+    right = {
+        "right_before": {"counts": [0.8, 0.7, 0.9]},
+        "right_after": {"counts": [0.3, 0.2, 0.4]},
+    }
+    split["arms"]["masked"] = {"by_stratum": right}
+    split["pairs"].append(split["pairs"][0] | {"b": "masked"})
+    table = tables.split_tables(results, "test", link="x").drops
+    [row] = table.rows
+    assert row.name == "masked, of ours"
+    told = dict(zip(table.heads, (cell.text for cell in row.cells), strict=True))
+    assert told["right before it, counts"] == "80.0"
+    assert told["right after it, counts"] == "30.0"
+    assert told["cost, counts"] == "+1.0"
 
 
 @pytest.mark.parametrize(

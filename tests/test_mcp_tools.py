@@ -172,6 +172,66 @@ def test_a_server_that_dies_is_our_failure_and_is_started_again(foreign: McpTool
     assert run(foreign, "sleepy", seconds=0.0) == [Text("awake")]
 
 
+def test_calls_under_way_at_a_server_that_dies_are_done_by_the_next_one(
+    foreign: McpTools, tmp_path: Path
+) -> None:
+    slow, mortal = foreign.tools(["sleepy", "die_once"])
+
+    async def all_of_them() -> list[list[Returned]]:
+        sleeping = [
+            asyncio.create_task(foreign.run(slow, {"seconds": 1.0 + n / 10}, deadline_s=25))
+            for n in range(4)
+        ]
+        await asyncio.sleep(0.4)
+        died = await foreign.run(mortal, {"trace": str(tmp_path / "trace")}, deadline_s=25)
+        return [died, *await asyncio.gather(*sleeping)]
+
+    assert asyncio.run(all_of_them()) == [[Text("alive")], *[[Text("awake")]] * 4]
+
+
+def test_a_server_that_hangs_is_started_again(
+    foreign: McpTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mcp_tools, "PING_S", 0.2)
+    assert run(foreign, "sleepy", seconds=0.0) == [Text("awake")]
+    with pytest.raises(ToolUnavailable, match=r"hang missed its deadline of 0\.3 s"):
+        run(foreign, "hang", deadline_s=0.3, seconds=60.0)
+    time.sleep(0.5)
+    assert run(foreign, "sleepy", deadline_s=20, seconds=0.0) == [Text("awake")]
+
+
+MUTE = """
+import json, sys
+for line in sys.stdin:
+    asked = json.loads(line)
+    answer = {"jsonrpc": "2.0", "id": asked.get("id")}
+    if asked.get("method") == "initialize":
+        version = asked["params"]["protocolVersion"]
+        me = {"name": "mute", "version": "1"}
+        told = {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": me}
+        print(json.dumps(answer | {"result": told}), flush=True)
+    elif asked.get("method") == "server/discover":
+        error = {"code": -32601, "message": "unknown"}
+        print(json.dumps(answer | {"error": error}), flush=True)
+"""
+
+
+def test_a_server_that_never_tells_its_tools_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = McpTools({"mute": McpConfig(command=(sys.executable, "-c", MUTE))})
+    server = made._servers["mute"]
+
+    async def connect() -> None:
+        await server._client(server._linked())
+
+    made._loop.wait(connect())
+    monkeypatch.setattr(mcp_tools, "CONNECT_S", 0.5)
+    with pytest.raises(ToolUnavailable, match=r"mute did not tell its tools in 0\.5 s"):
+        made.tools(["x"])
+    made.close()
+
+
 def test_a_tool_that_is_offered_by_none_or_can_not_be_written_is_refused(
     foreign: McpTools,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 
 import pytest
@@ -236,6 +237,43 @@ def test_one_phrase_may_have_several_boxes() -> None:
     found = INTERNVL.find(text)
     assert read(INTERNVL, text) == [((1, 2, 3, 4), "two dogs"), ((5, 6, 7, 8), "two dogs")]
     assert text[found[0].start : found[1].stop] == text.removesuffix(" run")
+
+
+AS_WRITTEN = [
+    (JSON, '{"bbox_2d": [1, 2, 30, 40], "label": "cat 7", "image": "img_1"}'),
+    (JSON, '{"label": "cat", "bbox_2d": [10,20,30.0,4e1]}'),
+    (JSON, '{"bbox_2d": [1, 2, 30, 40], "bbox_2d": [50, 60, 70, 80]}'),
+    (JSON, '{"bbox_2d": [10, 20, 30, 40], "label": "cat", "confidence": "high"}'),
+    (INTERNVL, "<ref>2 cats</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box>"),
+    (INTERNVL, "<ref>cat</ref> <box>[[10,20,30,40]]</box>"),
+    (QWEN2, "<|object_ref_start|>c<|object_ref_end|><|box_start|>(1, 2), (3, 4)<|box_end|>"),
+    (INLINE, "cat [10,20,30.50,40]"),
+]
+
+
+@pytest.mark.parametrize(("notation", "said"), AS_WRITTEN)
+def test_nothing_but_numbers_changes_where_boxes_are_replaced(
+    notation: Notation, said: str
+) -> None:
+    text = f"so {said} then"
+    found = notation.find(text)
+    assert notation.rewritten(text, [b.values for b in found]) == text
+    assert notation.rewritten(text, [()] * len(found)) == text
+    others = [(n + 900, n + 901, n + 902, n + 903) for n in range(0, 8 * len(found), 8)]
+    changed = notation.rewritten(text, others)
+    assert [b.values for b in notation.find(changed)] == others
+    numbers = r"(?<=[\[( ,])[\d.e]+(?=[\]), ])"
+    assert re.sub(numbers, "#", changed) == re.sub(numbers, "#", text)
+    assert notation.find(notation.rewritten(text, [None] * len(found))) == ()
+
+
+def test_boxes_of_one_phrase_leave_it_once_and_go_together() -> None:
+    text = "<ref>two dogs</ref><box>[[1, 2, 3, 4], [5, 6, 7, 8]]</box> run"
+    assert INTERNVL.rewritten(text, [None, None]) == "two dogs run"
+    with pytest.raises(ValueError, match="taken away together"):
+        INTERNVL.rewritten(text, [None, (5, 6, 7, 8)])
+    with pytest.raises(ValueError, match="No four numbers"):
+        INLINE.rewritten("a dog [1, 2, 3]", [(1, 2, 3, 4)])
 
 
 # --- other boxes in their place -------------------------------------------------------------------

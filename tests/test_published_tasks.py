@@ -16,6 +16,8 @@ from saccade.assemble import data_file, task_of
 from saccade.errors import DataError, RecipeError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
+from saccade.ladder import runs as ladder_runs
+from saccade.ladder.arms import arms_of
 from saccade.recipe_files import load_recipe
 from saccade.rl import rubric_of
 from saccade.tasks import CLUSTER, Task, published
@@ -901,6 +903,27 @@ def test_the_recipes_of_real_models_ask_for_a_form_and_open_few_pictures(tmp_pat
         "with true or false.",
         "with a number.",
     }
+
+
+@pytest.mark.parametrize("name", OF_REAL_MODELS)
+def test_the_ladders_of_real_models_need_no_more_splits_than_the_data_has(tmp_path, name):
+    """TallyQA has no split for validation, and with one rate for each arm none is chosen on it."""
+    recipe = load_recipe(data_file(Path(f"{name}.yaml")))
+    vsr_folder(tmp_path / "vsr")
+    tally_folder(tmp_path / "tally")
+    lines = (tmp_path / "vsr" / "test.jsonl").read_text()
+    for split in ("train", "dev"):
+        (tmp_path / "vsr" / f"{split}.jsonl").write_text(lines)
+    parts = [dict(part) for part in recipe.task.options["parts"]]  # type: ignore[union-attr]
+    parts[0]["path"], parts[1]["path"] = str(tmp_path / "vsr"), str(tmp_path / "tally")
+    task = recipe.task.model_copy(update={"options": {"parts": parts}})
+    ladder = recipe.model_copy(update={"task": task, "run": tmp_path / "run"})
+    found = ladder_runs._Ladder(ladder, arms_of(ladder.ladder))
+    ladder_runs._check_arms(found)
+    choosing = ladder.ladder.model_copy(update={"sft_rates": (1e-5, 1e-4)})
+    found.recipe = ladder.model_copy(update={"ladder": choosing})
+    with pytest.raises(DataError, match="has no split 'validation'"):
+        ladder_runs._check_arms(found)
 
 
 @pytest.mark.parametrize("name", OF_REAL_MODELS)

@@ -141,21 +141,49 @@ def test_ray_is_told_how_groups_are_scaled_and_what_they_may_use() -> None:
         given = Deployments(patch)
         way = serving.served(recipe).controller.way
     views, segment = given.options["views"], given.options["segment"]
-    assert views["autoscaling_config"] == {
-        "min_replicas": 2,
-        "max_replicas": 5,
-        "target_ongoing_requests": 1,
-    }
+    scaling = views["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (2, 5)
+    assert scaling["target_ongoing_requests"] == 1
     assert views["ray_actor_options"] == {"num_cpus": 1.5, "num_gpus": 0}
     assert segment["num_replicas"] == 1
     assert segment["ray_actor_options"] == {"num_cpus": 0.1, "num_gpus": 0.25}
     assert given.bound["views"][::2] == (("crop", "rotate"), 1234)
     assert given.bound["segment"][::2] == (("segment",), 1234)
-    assert [way.capacity(name) for name in ("crop", "segment")] == [4, 2]
+    assert [way.capacity(name) for name in ("crop", "segment")] == [10, 2]
     for key in ("autoscale_to", "gpus", "cpus"):
         wrong = recipe.model_copy(update={"service": ServiceConfig(way="ray", **{key: {"x": 1}})})
         with pytest.raises(RecipeError, match="the group 'x'"):
             serving.served(wrong)
+
+
+def test_a_group_gets_more_replicas_while_calls_wait_for_it(nodes: Cluster) -> None:
+    from ray import serve
+
+    way = RayTools({"growing": ("rotate",)}, autoscale_to={"growing": 3})
+    controller = Controller(way)
+    picture = noise(width=900, height=900)
+
+    def running() -> int:
+        found = serve.status().applications["saccade-growing"].deployments["growing"]
+        return found.replica_states.get("RUNNING", 0)
+
+    async def until_there_are_two() -> None:
+        ends = time.monotonic() + 60
+
+        async def ask(number: int) -> None:
+            while running() < 2 and time.monotonic() < ends:
+                number += 10
+                given = {"image": picture, "degrees": number / 10 + 1}
+                await controller.run(TOOLS["rotate"], given, deadline_s=60)
+
+        await asyncio.gather(*(ask(number) for number in range(6)))
+
+    try:
+        assert running() == 1
+        asyncio.run(until_there_are_two())
+        assert running() >= 2
+    finally:
+        controller.close()
 
 
 def test_replicas_that_can_not_make_their_tools_say_why_and_are_ended(nodes: Cluster) -> None:

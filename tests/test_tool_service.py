@@ -30,15 +30,16 @@ from saccade.cli import app
 from saccade.config import Recipe
 from saccade.errors import RecipeError, ToolError, ToolUnavailable
 from saccade.geometry import Box, Point
-from saccade.images import ImageView
+from saccade.images import OPERATIONS, ImageView
 from saccade.tools import Tool, builtin_tools, tool
-from saccade.tools.running import InThreads, Returned
+from saccade.tools.running import InThreads, MissedDeadline, Returned
 from saccade.toolserver import serving
 from saccade.toolserver.controller import Controller, Way
 from saccade.toolserver.guests import GuestLimits, Guests
 from saccade.toolserver.http_service import service
 from saccade.toolserver.remote import Remote
 from saccade.toolserver.serving import serve_tools
+from saccade.toolserver.workers import Workers
 from saccade.types import ImageShown, Text
 
 TOOLS = builtin_tools()
@@ -235,6 +236,76 @@ def test_the_openapi_document_holds_every_tool_with_its_schema(running: Running)
         operation = document["paths"][f"/tools/{one.name}"]["post"]
         schema = operation["requestBody"]["content"]["application/json"]["schema"]
         assert schema == json.loads(json.dumps(one.spec.schema))
+
+
+def test_what_the_openapi_document_says_of_rgb_bytes_is_enough_to_send_some(
+    running: Running,
+) -> None:
+    paths = httpx.get(f"{running.url}/openapi.json", headers=AUTH).json()["paths"]
+    assert {"/health", "/tools", "/status", "/metrics"} < paths.keys()
+    view, post = noise(4), paths["/pictures"]["post"]
+    [kind] = [kind for kind in post["requestBody"]["content"] if kind != "image/*"]
+    sides = {p["name"]: getattr(view, p["name"]) for p in post["parameters"] if p["in"] == "query"}
+    held = httpx.post(
+        f"{running.url}/pictures",
+        content=view.pixels.tobytes(),
+        params=sides,
+        headers=AUTH | {"Content-Type": kind},
+    ).json()
+    answer = post["responses"]["200"]["content"]["application/json"]["schema"]
+    assert held.keys() == answer["properties"].keys()
+    assert (held["width"], held["height"]) == (view.width, view.height)
+    fetched = paths["/pictures/{name}"]["get"]["responses"]["200"]["content"]
+    assert kind in fetched
+    again = httpx.get(f"{running.url}/pictures/{held['image']}", headers=AUTH | {"Accept": kind})
+    assert again.content == view.pixels.tobytes()
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_no_larger_pictures_are_made_than_may_be_sent(is_here: bool) -> None:
+    made: list[tuple[int, int]] = []
+    resize = OPERATIONS["resize"]
+
+    def spied(parents: Any, arguments: Any) -> Image.Image:
+        made.append((arguments["width"], arguments["height"]))
+        return resize.make(parents, arguments)
+
+    async def play() -> None:
+        way: Any = InThreads() if is_here else Workers({"zoom": ("zoom",)})
+        guests = Guests(
+            [TOOLS["zoom"]], runner=Controller(way), limits=GuestLimits(picture_pixels=1_000_000)
+        )
+        name, _ = await guests.take(png(noise(0, 400, 300)))
+        refused = await guests.call("zoom", {"image": name, "box": [0, 0, 400, 300], "factor": 4})
+        [said] = refused.parts
+        assert refused.failed
+        assert isinstance(said, Text)
+        assert "1600 x 1200 pixels, more than the 1000000 that this service" in said.text
+        assert not (
+            await guests.call("zoom", {"image": name, "box": [0, 0, 200, 150], "factor": 4})
+        ).failed
+        way.close()
+        guests.close()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OPERATIONS, "resize", resize._replace(make=spied))
+        asyncio.run(play())
+    assert (1600, 1200) not in made
+
+
+def test_the_deadline_of_a_call_holds_while_it_waits_for_its_turn() -> None:
+    async def play() -> None:
+        way = InThreads(["sleeper"])
+        guests = Guests([SLEEPER], runner=Controller(way), limits=GuestLimits())
+        calls = [
+            guests.call("sleeper", {"seconds": 0.3 + n / 1e3}, deadline_s=0.7) for n in range(8)
+        ]
+        began = time.monotonic()
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - began < 1.5
+        assert sum(isinstance(one, MissedDeadline) for one in found) >= 4
+
+    asyncio.run(play())
 
 
 # --- many calls at the same time ------------------------------------------------------------------

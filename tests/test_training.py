@@ -31,7 +31,7 @@ from saccade.run_folder import RunFolder
 from saccade.synth import Demonstration, write_demonstrations
 from saccade.synth_charts import demonstrations
 from saccade.tokens import pack
-from saccade.types import Episode, Parsed, Sample, Score, Turn, TurnRecord
+from saccade.types import Episode, Group, Parsed, Sample, Score, StopReason, Turn, TurnRecord
 from saccade.worlds.shape_lessons import chain, whole
 from saccade.worlds.shapes import item
 
@@ -351,6 +351,30 @@ def test_credit_by_turn_centres_each_turn_over_the_members_that_reached_it() -> 
     assert found[0] == pytest.approx((1.5 - 0.5, 1.0 - 0.5))
     assert found[1] == pytest.approx((0.0 - 0.5, 0.0 - 0.5))
     assert found[2] == pytest.approx((0.0 - 0.5,))
+
+
+def test_what_a_budget_cut_off_is_learned_from_unless_a_recipe_says_otherwise() -> None:
+    """It is an answer that never came. GRIT's code trains it by accident, and has no choice."""
+    sample, turns = Sample("s", "?", (), "1"), (TurnRecord(Parsed()),)
+    whole, cut, full = (
+        Episode(sample, turns=turns, score=Score(value), stop=stop)
+        for value, stop in (
+            (1.0, StopReason.ANSWERED),
+            (0.0, StopReason.MAX_TOKENS),
+            (0.0, StopReason.CONTEXT_FULL),
+        )
+    )
+    config = load_recipe(None, ["rl.scale_advantages=false"]).rl
+    masked = config.model_copy(update={"mask_truncated": True})
+    group = Group((whole, cut, full))
+    trained, left = rl._advantages(group, config), rl._advantages(group, masked)
+    assert trained is not None
+    assert [a for [a] in trained.advantages] == pytest.approx([2 / 3, -1 / 3, -1 / 3])
+    assert left is not None
+    assert left.episodes == (whole,)
+    assert left.advantages[0] == pytest.approx((2 / 3,))  # they count in the mean all the same
+    assert rl._advantages(Group((cut, full)), masked) is None
+    assert rl._advantages(Group((cut, full)), config) is not None
 
 
 def test_the_rubric_of_turn_credit_holds_the_reward_and_the_turns() -> None:

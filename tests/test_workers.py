@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from saccade.images import ImageView, root_view
 from saccade.tools import builtin_tools
 from saccade.tools.running import InThreads, Returned
 from saccade.toolserver import in_child
+from saccade.toolserver.shared_pictures import SharedPictures, picture_in
 from saccade.toolserver.wire import parts_from_json, parts_to_json
 from saccade.toolserver.workers import TRIES, Workers
 from saccade.types import Text
@@ -293,3 +295,31 @@ def test_nothing_is_left_in_shared_memory_and_no_process_after_the_end() -> None
     assert not {p for p in after - before if p.name.startswith("saccade-pictures-")}
     names = [t.name for t in threading.enumerate()]
     assert not [n for n in names if "pebble" in n.lower()], names
+
+
+def test_pictures_that_nobody_uses_make_room_where_shared_memory_is_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, room = Path.write_bytes, 40_000  # of /dev/shm
+
+    def write(path: Path, data: bytes) -> int:
+        left = room - sum(file.stat().st_size for file in path.parent.iterdir())
+        if len(data) > left:
+            real(path, data[: max(0, left)])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    pictures = SharedPictures()
+    views = [root_view(Image.new("RGB", (100, 50), (n, 0, 0))) for n in range(4)]  # of 15,000
+    for view in views:
+        block = pictures.hold(view)
+        assert picture_in(block).tobytes() == view.pixels.tobytes()
+        pictures.let_go(view)
+    pictures.hold(views[0])
+    pictures.hold(views[1])
+    with pytest.raises(ToolUnavailable, match="No shared memory for a picture of 100 x 50"):
+        pictures.hold(views[2])
+    pictures.let_go(views[0])
+    assert picture_in(pictures.hold(views[2])).tobytes() == views[2].pixels.tobytes()
+    pictures.close()

@@ -216,6 +216,9 @@ class RlConfig(Section):
     """Divide advantages by the standard deviation of their group (Dr. GRPO as published: false)."""
     dynamic_sampling: bool = False
     """Draw samples until prompts_per_step groups have rewards that differ (DAPO: true)."""
+    mask_truncated: bool = False
+    """Learn nothing from episodes that a token budget cut off, as DAPO's overlong filtering; they
+    still count in their group's mean. false: what was cut off is an answer that never came."""
     credit: Literal["episode", "turn"] = "episode"
     """One advantage for a whole episode, or one for each turn from what its tools returned."""
     reward: str | dict[str, float] = "answer_published"

@@ -106,7 +106,8 @@ def counterfactual(
     if new is None:
         return None
     given = iter(new)
-    boxes = [None if old is None else next(given) for old in written]
+    unread: tuple[float, ...] | None = None if control == "stripped" else ()  # stays as it stands
+    boxes = [unread if old is None else next(given) for old in written]
     return Counterfactual(episode.sample, notation.rewritten(begun, boxes))
 
 

@@ -410,7 +410,8 @@ VALUES: dict[Metric, Callable[[SampleRow], float | None]] = {
 
 
 WEIGHTS: dict[Metric, Callable[[SampleRow], float]] = dict.fromkeys(
-    ("invalid", "redundant", "cut"), lambda row: float(row.grounding.boxes if row.grounding else 0)
+    ("invalid", "specks", "wholes", "redundant", "cut"),
+    lambda row: float(row.grounding.boxes if row.grounding else 0),
 )
 """What an episode counts in a mean, where that is not 1: shares of boxes are over all boxes, as
 they are while a model is trained, and not means of the shares of episodes."""

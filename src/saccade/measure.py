@@ -91,7 +91,11 @@ async def _run(recipe: Recipe, *, arm: str, samples: Path | None) -> Summary:
                             _partner(number, loaded, task, recipe, store=store, items=items)
                             for number in missing
                         ]
-                    await _ask(missing, partners, setup, recipe, folder, task, arm=arm, bar=bar)
+                    # whose boxes are shuffled must not depend on where a run was broken off
+                    beside = loaded if missing and config.control == "shuffled" else missing
+                    await _ask(
+                        missing, beside, partners, setup, recipe, folder, task, arm=arm, bar=bar
+                    )
                     store.forget(i for s in loaded.values() for i in s.images)
         rows = rows_of(folder, items=items)
         summary = summarise(rows, bootstrap=config.bootstrap, seed=recipe.seed)
@@ -123,6 +127,7 @@ def _partner(
 
 async def _ask(
     missing: Mapping[int, Sample],
+    beside: Mapping[int, Sample],
     partners: Sequence[Sample],
     setup: Setup,
     recipe: Recipe,
@@ -133,7 +138,7 @@ async def _ask(
     bar: Bar,
 ) -> None:
     """Ask samples, by their number in the split, and keep what came of them, also where too many
-    failed.
+    failed. `beside`: the same, and those of which a control takes boxes.
     """
     ended: dict[str, Episode] = {}
 
@@ -159,11 +164,13 @@ async def _ask(
         )
 
     try:
-        first = await ask(list(missing.values()), partners)
+        first = await ask(list(beside.values()), partners)
         if recipe.eval.control is not None:
-            before = {e.sample.id: e for e in first}
+            wanted = {sample.id for sample in missing.values()}
+            before = {e.sample.id: e for e in first if e.sample.id in wanted}
             again = _counterfactuals(first, recipe, setup)
-            unchanged = [e for e in first if e.sample.id not in again]
+            again = {name: changed for name, changed in again.items() if name in wanted}
+            unchanged = [e for e in before.values() if e.sample.id not in again]
             changed = list(again.values())
             await ask([c.sample for c in changed], (), [c.begun for c in changed])
             for episode in unchanged:
@@ -200,8 +207,8 @@ def _counterfactuals(
     episodes: Sequence[Episode], recipe: Recipe, setup: Setup
 ) -> dict[str, Counterfactual]:
     """What to ask in the place of each sample, by its id; those with nothing to change are left
-    out. A partner is the next episode of the same stratum among those that were asked together,
-    from the first again after the last.
+    out. A partner is the next episode of the same stratum among those of the same CHUNK, from the
+    first again after the last.
     """
     control, notation = recipe.eval.control, setup.boxes_as
     assert control is not None

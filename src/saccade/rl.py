@@ -61,7 +61,7 @@ from saccade.run_folder import RunFolder
 from saccade.sft import checkpoint, resume, trainable
 from saccade.tasks import Task, stream
 from saccade.tokens import Flat, Pack, episode_tree, flatten, pack
-from saccade.types import Episode, Group, Sample
+from saccade.types import Episode, Group, Sample, StopReason
 from saccade.validation import shares_of_boxes, tool_rows, validate
 
 __all__ = [
@@ -107,7 +107,7 @@ class Rollouts:
     episodes: tuple[Episode, ...]
     groups: tuple[TrainedGroup, ...]
     dropped: int
-    """Groups with fewer than two scored episodes."""
+    """Groups with fewer than two scored episodes, or of which nothing is to be learned."""
     agreeing: int
     """Groups whose rewards are all equal: nothing to learn from, counted and not hidden."""
     prompts: int
@@ -330,20 +330,33 @@ def _grouped(episodes: Sequence[Episode], size: int) -> list[Group]:
     return [Group(tuple(episodes[i : i + size])) for i in range(0, len(episodes), size)]
 
 
+CUT_OFF = (StopReason.MAX_TOKENS, StopReason.CONTEXT_FULL)
+"""Ends that a budget set, in the middle of what the model would have written."""
+
+
 def _advantages(group: Group, config: RlConfig) -> TrainedGroup | None:
-    """Advantages of the scored members; None where fewer than two were scored."""
+    """Advantages of the scored members; None where fewer than two were scored, or all of them were
+    cut off and those are not learned from.
+    """
     scored = tuple(
         e for e in group.episodes if e.turns and e.score is not None and e.score.value is not None
     )
     if len(scored) < 2:
         return None
     if config.credit == "turn":
-        return TrainedGroup(scored, advantages_by_turn(scored, scale=config.scale_advantages))
-    values_G = torch.tensor([e.score.value for e in scored if e.score], dtype=torch.float64)
-    advantages_G = group_advantages(values_G, scale=config.scale_advantages).tolist()
-    return TrainedGroup(
-        scored, tuple((a,) * len(e.turns) for a, e in zip(advantages_G, scored, strict=True))
-    )
+        found = advantages_by_turn(scored, scale=config.scale_advantages)
+    else:
+        values_G = torch.tensor([e.score.value for e in scored if e.score], dtype=torch.float64)
+        advantages_G = group_advantages(values_G, scale=config.scale_advantages).tolist()
+        found = tuple((a,) * len(e.turns) for a, e in zip(advantages_G, scored, strict=True))
+    kept = [
+        (e, own)
+        for e, own in zip(scored, found, strict=True)
+        if not (config.mask_truncated and e.stop in CUT_OFF)
+    ]
+    if not kept:
+        return None
+    return TrainedGroup(tuple(e for e, _ in kept), tuple(own for _, own in kept))
 
 
 def advantages_by_turn(

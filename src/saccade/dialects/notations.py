@@ -22,7 +22,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from saccade.dialects.scan import read_object, replace_surrogates, write_json
@@ -49,6 +49,10 @@ class BoxWritten:
     """What of the text is the box, with its phrase where the form holds it; half open."""
     image: str = ""
     """The name of the picture, where one is said."""
+    numbers: tuple[int, int] = field(default=(0, 0), compare=False)
+    """Where its four numbers stand in the text, with what is between them; half open."""
+    is_next: bool = field(default=False, compare=False)
+    """Whether it shares the phrase that the text has before it with the box before."""
 
 
 class Notation(ABC):
@@ -68,12 +72,8 @@ class Notation(ABC):
         """A phrase with its box; numbers as they are."""
 
     def bare(self, written: BoxWritten) -> str:
-        """What is left of its part of the text without the numbers: the phrase."""
-        return written.phrase
-
-    def put(self, written: BoxWritten, values: Sequence[float]) -> str:
-        """Its part of the text with other numbers."""
-        return self.write(values, written.phrase)
+        """What is left of its part of the text without the numbers: the phrase, once."""
+        return "" if written.is_next else written.phrase
 
     def is_phrase(self, phrase: str) -> bool:
         """Whether the phrase, written with a box, is read back."""
@@ -81,16 +81,20 @@ class Notation(ABC):
         return [(b.values, b.phrase) for b in found] == [((1.0, 2.0, 3.0, 4.0), phrase)]
 
     def rewritten(self, text: str, boxes: Sequence[Sequence[float] | None]) -> str:
-        """The text with these numbers in the place of those of its boxes, in order; None takes a
-        box away and leaves its phrase. Raises ValueError for another number of boxes.
+        """The text with these numbers in the place of those of its boxes, in order, and nothing
+        else changed. None takes a box away and leaves its phrase, no numbers leave it as it stands.
+        Raises ValueError for another number of boxes, for numbers where none can be read, and where
+        a box is taken out of a list that others stay in.
         """
         found = self.find(text)
         if len(found) != len(boxes):
             raise ValueError(f"The text has {len(found)} boxes, got {len(boxes)} to put there.")
         pieces, at = [], 0
-        for written, values in zip(found, boxes, strict=True):
+        for number, (written, values) in enumerate(zip(found, boxes, strict=True)):
+            if written.is_next and (values is None) != (boxes[number - 1] is None):
+                raise ValueError("Boxes of one list are taken away together, or none of them.")
             pieces.append(text[at : written.start])
-            pieces.append(self.bare(written) if values is None else self.put(written, values))
+            pieces.append(self.bare(written) if values is None else _put(text, written, values))
             at = written.stop
         return "".join([*pieces, text[at:]])
 
@@ -131,6 +135,27 @@ def _four_of(value: object) -> tuple[float, float, float, float] | None:
     return (x0, y0, x1, y1)
 
 
+_ANY_NUMBER = re.compile(r"[-+]?(?:inf|nan|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", re.IGNORECASE)
+
+
+def _put(text: str, written: BoxWritten, values: Sequence[float]) -> str:
+    """A box's part of the text with other numbers, each where the old one stands; one that is equal
+    stays as it was written.
+    """
+    if not values:
+        return text[written.start : written.stop]
+    first, last = written.numbers
+    old = [*_ANY_NUMBER.finditer(text, first, last)]
+    if written.values is None or len(old) != 4:
+        raise ValueError(f"No four numbers stand in {text[written.start : written.stop]!r}.")
+    pieces, at = [], written.start
+    for found, value in zip(old, values, strict=True):
+        same = float(found[0]) == value
+        pieces += [text[at : found.start()], found[0] if same else _shown(value)]
+        at = found.end()
+    return "".join([*pieces, text[at : written.stop]])
+
+
 def _shown(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
@@ -158,7 +183,9 @@ class Inline(Notation):
             if stop < 0 or "[" in inside or not _wants_to_be_box(inside):
                 continue
             phrase = _phrase_before(text[max(before, start - LONGEST) : start])
-            found.append(BoxWritten(_four(inside), phrase, start, stop + 1))
+            found.append(
+                BoxWritten(_four(inside), phrase, start, stop + 1, numbers=(start + 1, stop))
+            )
             before = at = stop + 1
         return tuple(found)
 
@@ -168,9 +195,6 @@ class Inline(Notation):
 
     def bare(self, written: BoxWritten) -> str:
         return ""  # the phrase stands before its part of the text
-
-    def put(self, written: BoxWritten, values: Sequence[float]) -> str:
-        return self.write(values, "")
 
 
 def _wants_to_be_box(inside: str) -> bool:
@@ -232,7 +256,7 @@ class Json(Notation):
     def _boxes_of(self, text: str, start: int, stop: int) -> list[BoxWritten]:
         """The boxes of an object that can be read; there is at least one."""
         made = []
-        for said, first, last in self._said(text, start):
+        for said, first, last, numbers in self._said(text, start):
             label, image = said.get("label", ""), said.get("image", "")
             made.append(
                 BoxWritten(
@@ -241,27 +265,34 @@ class Json(Notation):
                     first,
                     last,
                     replace_surrogates(image) if isinstance(image, str) else "",
+                    numbers,
                 )
             )
         return [*made[:-1], replace(made[-1], stop=stop)]
 
-    def _said(self, text: str, start: int) -> Iterator[tuple[dict[str, object], int, int]]:
-        """What an object says of each of its boxes, and from where to where. A key that the last
-        box has already begins the next one, so that each label stays with the box beside it.
+    def _said(
+        self, text: str, start: int
+    ) -> Iterator[tuple[dict[str, object], int, int, tuple[int, int]]]:
+        """What an object says of each of its boxes, from where to where, and where its numbers are.
+        A key that the last box has already begins the next one, so that each label stays with the
+        box beside it.
         """
         said: dict[str, object] = {}
         begun = end = start
-        for key, value, first, last in _pairs(text, start):
+        numbers = (0, 0)
+        for key, value, first, (begins, last) in _pairs(text, start):
             if key in (self.key, "label", "image"):
                 if key in said:
                     if self.key in said:
-                        yield said, begun, end
+                        yield said, begun, end, numbers
                         begun = first
                     said = {}
                 said[key] = value
+                if key == self.key:
+                    numbers = (begins, last)
             end = last
         if self.key in said:
-            yield said, begun, end
+            yield said, begun, end, numbers
 
     def write(self, values: Sequence[float], phrase: str) -> str:
         label = f', "label": {write_json(phrase)}' if phrase else ""
@@ -272,9 +303,9 @@ _DECODER = json.JSONDecoder()
 _BETWEEN = re.compile(r"[\s,:]*")
 
 
-def _pairs(text: str, start: int) -> Iterator[tuple[str, object, int, int]]:
-    """Keys and values of the object at `start`, equal keys too, each with where it begins and ends.
-    The object is one that `read_object` could read.
+def _pairs(text: str, start: int) -> Iterator[tuple[str, object, int, tuple[int, int]]]:
+    """Keys and values of the object at `start`, equal keys too, each with where it begins and where
+    its value stands. The object is one that `read_object` could read.
     """
     found = _BETWEEN.match(text, start + 1)
     while found and text[found.end()] != "}":
@@ -283,7 +314,7 @@ def _pairs(text: str, start: int) -> Iterator[tuple[str, object, int, int]]:
         after = _BETWEEN.match(text, last)
         assert after is not None
         value, last = _DECODER.raw_decode(text, after.end())
-        yield replace_surrogates(key), value, first, last
+        yield replace_surrogates(key), value, first, (after.end(), last)
         found = _BETWEEN.match(text, last)
 
 
@@ -305,10 +336,13 @@ class _Tagged(Notation):
                 continue
             start, phrase = self._phrase(text, at, opened)
             at = closed + len(self.box[1])
-            pieces = list(self._pieces(text[inner:closed])) or [(None, 0)]
-            for number, (values, end) in enumerate(pieces):
-                stop = at if number + 1 == len(pieces) else inner + end
-                found.append(BoxWritten(values, phrase, start, stop))
+            pieces = list(self._pieces(text[inner:closed])) or [(None, 0, 0)]
+            for number, (values, first, last) in enumerate(pieces):
+                stop = at if number + 1 == len(pieces) else inner + last
+                numbers = (inner + first, inner + last)
+                found.append(
+                    BoxWritten(values, phrase, start, stop, numbers=numbers, is_next=number > 0)
+                )
                 start = stop
         return tuple(found)
 
@@ -329,8 +363,8 @@ class _Tagged(Notation):
     @abstractmethod
     def _pieces(
         self, inside: str
-    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int]]:
-        """The boxes between the tags, each with where it ends."""
+    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int, int]]:
+        """The boxes between the tags, each with where it begins and ends."""
 
     @abstractmethod
     def _numbers(self, values: Sequence[float]) -> str: ...
@@ -354,9 +388,9 @@ class Qwen2(_Tagged):
 
     def _pieces(
         self, inside: str
-    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int]]:
+    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int, int]]:
         corners = self._corners.fullmatch(inside)
-        yield (_four(f"{corners[1]},{corners[2]}") if corners else None), len(inside)
+        yield (_four(f"{corners[1]},{corners[2]}") if corners else None), 0, len(inside)
 
     def _numbers(self, values: Sequence[float]) -> str:
         x0, y0, x1, y1 = (_shown(v) for v in values)
@@ -376,10 +410,10 @@ class InternVL(_Tagged):
 
     def _pieces(
         self, inside: str
-    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int]]:
+    ) -> Iterator[tuple[tuple[float, float, float, float] | None, int, int]]:
         if self._shell.fullmatch(inside):
             for one in self._list.finditer(inside):
-                yield _four(one[1]), one.end()
+                yield _four(one[1]), one.start(), one.end()
 
     def _numbers(self, values: Sequence[float]) -> str:
         return f"[[{_listed(values)}]]"

@@ -33,6 +33,8 @@ class Arm:
     """Whether its model depends on the seed."""
     depth: int
     """Trained arms below it."""
+    control_of: str | None = None
+    """Where it is a control: the arm that is asked the same without."""
 
     @property
     def gaze_of(self) -> str | None:
@@ -87,8 +89,18 @@ def arms_of(config: LadderConfig) -> dict[str, Arm]:
             or (below is not None and below.varies)
             or (masks is not None and found[masks].varies),
             depth=(below.depth if below else 0) + is_trained,
+            control_of=_control_of(start, like) if settings.get("eval.control") else None,
         )
     return found
+
+
+def _control_of(start: str | None, like: Arm | None) -> str | None:
+    """The arm whose model a control asks again."""
+    if start is not None:
+        return start
+    if like is None:
+        return None
+    return like.control_of if like.settings.get("eval.control") else like.name
 
 
 def with_starts(arms: dict[str, Arm], only: Sequence[str]) -> dict[str, Arm]:

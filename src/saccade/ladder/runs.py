@@ -137,7 +137,9 @@ def _check_arms(found: _Ladder) -> None:
         place = found.place(arm, seed)
         job = found.job("measure", arm, seed, run=place, model=found.recipe.model)
         task = task_of(job.recipe)
-        for split in (*config.splits, config.validation):
+        has_choice = arm.is_trained and len(found.grid(arm)) > 1
+        chosen = (config.validation,) if has_choice else ()
+        for split in (*config.splits, *chosen):
             task.size(split)
 
 
@@ -366,6 +368,7 @@ def _results(found: _Ladder) -> dict[str, Any]:
             "start": arm.start,
             "data": arm.data,
             "settings": dict(arm.settings),
+            "control_of": arm.control_of,
             "seeds": list(found.seeds(arm)),
             "rate": found.rates.get(name),
             "validation": {f"{k:g}": v for k, v in _validated(found, arm).items()}
@@ -467,6 +470,7 @@ def _split_results(found: _Ladder, split: str) -> dict[str, Any]:
     pairs = [(config.tested, name) for name in found.arms if name != config.tested]
     asked_for = list(config.steps)
     asked_for += [(c.arm or config.tested, below) for c in config.claims for below in c.above]
+    asked_for += [(a.control_of, name) for name, a in found.arms.items() if a.control_of]
     pairs += [pair for pair in dict.fromkeys(asked_for) if pair not in pairs]
     metrics: list[Metric] = ["accuracy"]
     metrics += [c.metric for c in config.claims if c.above]

@@ -17,7 +17,7 @@ from saccade.tools.spec import tool
 __all__ = ["look"]
 
 
-@tool(is_view=True)
+@tool(is_view=True, reads_pixels=True)
 def look(image: ImageView, box: Annotated[Box, "region to look at"]) -> ImageView:
     """Cut a region out of an image and trim it to the print in it.
 

@@ -11,6 +11,8 @@ Left out on purpose: names of new images and what the model is told, which are t
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -73,6 +75,8 @@ class InThreads:
         of a model, all but the next batch. `batches` says how many do.
         """
         self._at_once = dict.fromkeys(in_turn, 1) | dict(batches or {})
+        # more threads than processors make no picture sooner, and each holds one
+        self._making = threading.Semaphore(os.cpu_count() or 1)
 
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time."""
@@ -90,7 +94,7 @@ class InThreads:
 
         Raises as `Runner.run`.
         """
-        if not tool.is_view:
+        if not tool.is_view or _given_work(tool, arguments) > AT_ONCE_PX:
             return None
         parts = call_tool(tool, arguments)
         if sum(_work(p.ref) for p in parts if isinstance(p, ImageView)) > AT_ONCE_PX:
@@ -103,9 +107,13 @@ class InThreads:
         """See `Runner`."""
         try:
             async with asyncio.timeout(deadline_s):
-                return await in_thread(lambda: _made(call_tool(tool, arguments)))
+                return await in_thread(lambda: self._made(call_tool(tool, arguments)))
         except TimeoutError:
             raise missed_deadline(tool.name, deadline_s) from None
+
+    def _made(self, parts: list[Returned]) -> list[Returned]:
+        with self._making:
+            return _made(parts)
 
 
 def _work(ref: ImageRef) -> float:
@@ -114,6 +122,13 @@ def _work(ref: ImageRef) -> float:
     """
     pixels = ((one.is_root, one.width * one.height) for one in ref.lineage())
     return sum(own / 10 if is_root else own for is_root, own in pixels)
+
+
+def _given_work(tool: Tool, arguments: Mapping[str, Any]) -> float:
+    """Pixels that a view costs before its own are made."""
+    given = [value for value in arguments.values() if isinstance(value, ImageView)]
+    read = sum(view.width * view.height for view in given) if tool.reads_pixels else 0
+    return read + sum(_work(view.ref) for view in given)
 
 
 class MissedDeadline(ToolUnavailable):

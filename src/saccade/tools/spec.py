@@ -162,6 +162,8 @@ class Tool:
     """Names of parameters that take a back end, and its kind; `with_backends` fills them."""
     is_view: bool = False
     """Whether it does no more than derive images: its cost is that of their pixels."""
+    reads_pixels: bool = False
+    """Whether it reads the pixels of what it derives from: how many they are is a cost too."""
 
     def with_backends(self, backends: Mapping[BackendKind, Backend]) -> Tool:
         """The tool with the back ends that it needs, by kind, bound to it."""
@@ -190,6 +192,7 @@ def tool(
     version: int = 1,
     is_answer: bool = False,
     is_view: bool = False,
+    reads_pixels: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -199,6 +202,7 @@ def tool(
     version: int = 1,
     is_answer: bool = False,
     is_view: bool = False,
+    reads_pixels: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Makes a `Tool` of a function: name, help and schema come from its signature and docstring.
 
@@ -229,7 +233,9 @@ def tool(
             "additionalProperties": False,
         }
         spec = ToolSpec(name=name, description=description, schema=schema, version=version)
-        return Tool(function, spec, parameters, tuple(aliases), is_answer, needs, is_view)
+        return Tool(
+            function, spec, parameters, tuple(aliases), is_answer, needs, is_view, reads_pixels
+        )
 
     return make if function is None else make(function)
 

@@ -2,7 +2,8 @@
 
 Invariant: a call is answered once, with what its own arguments give; callers that ask for the same
 thing at the same time share one answer. Nobody waits in a queue without a bound: where `waiting`
-calls of a tool wait already, the next one is told so at once.
+calls of a tool wait already, the next one is told so at once. What nobody waits for any more before
+its turn has come is not run.
 
 Left out on purpose: running anything (a `Runner` does), and what the model is told (the tool box).
 """
@@ -13,19 +14,18 @@ import asyncio
 import time
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from saccade.errors import ToolCrashed, ToolError, ToolUnavailable
 from saccade.images import ImageView
-from saccade.tools.running import Returned, Runner
+from saccade.tools.running import MissedDeadline, Returned, Runner
 from saccade.tools.spec import Tool
 
 __all__ = ["Busy", "Controller", "Health", "ToolCounts", "Way"]
 
 WAITING = 1024
 """Calls of one tool that may wait for a free worker."""
-Key = tuple[Hashable, ...]
 KEPT_LATENCIES = 4096
 """Of each tool, the newest ones, for its table."""
 
@@ -165,65 +165,120 @@ class Controller:
         key = _key(tool, arguments, deadline_s)
         call = under_way.calls.get(key)
         if call is None:
-            if counts.held >= self._waiting + self.way.capacity(tool.name):
-                raise Busy(
-                    f"{counts.held} calls of {tool.name} wait or run already: give it more "
-                    "processes, or let fewer episodes run at a time."
-                )
-            counts.held += 1  # here and not when it begins: many may come at once
-            call = asyncio.ensure_future(
-                self._run(tool, arguments, counts, under_way, deadline_s=deadline_s)
-            )
-            under_way.calls[key] = call
-            call.add_done_callback(lambda ended: under_way.end(key, ended, counts))
+            call = self._begun(key, under_way, tool, arguments, counts)
+            counts.calls += 1
         else:
+            counts.calls += 1
             counts.shared += 1
-        counts.calls += 1
-        # shielded: a caller that leaves must not take the answer from those that share it
-        return await asyncio.shield(call)
+            began_before = call.runs
+            try:
+                return await under_way.answer(call)
+            except MissedDeadline:
+                if not began_before:
+                    raise
+            # less time than this caller gives has gone by: it is asked again
+            call = under_way.calls.get(key) or self._begun(key, under_way, tool, arguments, counts)
+        return await under_way.answer(call)
 
-    async def _run(
+    def _begun(
         self,
+        key: _Key,
+        under_way: _UnderWay,
         tool: Tool,
         arguments: Mapping[str, Any],
         counts: ToolCounts,
+    ) -> _Call:
+        """A call that waits for its turn from now on. Raises Busy where too many do."""
+        if counts.held >= self._waiting + self.way.capacity(tool.name):
+            raise Busy(
+                f"{counts.held} calls of {tool.name} wait or run already: give it more "
+                "processes, or let fewer episodes run at a time."
+            )
+        counts.held += 1  # here and not when it begins: many may come at once
+        call = _Call(key)
+        call.work = asyncio.ensure_future(self._run(call, under_way, tool, arguments, counts))
+        under_way.calls[key] = call
+        call.work.add_done_callback(lambda ended: under_way.end(call, ended, counts))
+        return call
+
+    async def _run(
+        self,
+        call: _Call,
         under_way: _UnderWay,
-        *,
-        deadline_s: float,
+        tool: Tool,
+        arguments: Mapping[str, Any],
+        counts: ToolCounts,
     ) -> list[Returned]:
         slots = under_way.slots.get(tool.name)
         if slots is None:
             slots = under_way.slots[tool.name] = asyncio.Semaphore(self.way.capacity(tool.name))
         came = time.perf_counter()
         await slots.acquire()
+        call.runs = True
         began = time.perf_counter()
         counts.running += 1
         try:
-            return await self.way.run(tool, arguments, deadline_s=deadline_s)
+            return await self.way.run(tool, arguments, deadline_s=call.key.deadline_s)
         finally:
             slots.release()
             counts.running -= 1
             counts.took(began - came, time.perf_counter() - began)
 
 
+class _Key(NamedTuple):
+    """The same for calls that give the same."""
+
+    tool: str
+    version: int
+    deadline_s: float
+    arguments: Hashable
+
+
+@dataclass(eq=False, slots=True)
+class _Call:
+    """One that waits or runs."""
+
+    key: _Key
+    work: asyncio.Future[list[Returned]] = field(init=False)
+    waiters: int = 0
+    """Callers that still want its answer."""
+    runs: bool = False
+
+
 class _UnderWay:
     """What belongs to one event loop."""
 
     def __init__(self) -> None:
-        self.calls: dict[Key, asyncio.Future[list[Returned]]] = {}
+        self.calls: dict[_Key, _Call] = {}
         self.slots: dict[str, asyncio.Semaphore] = {}
 
-    def end(self, key: Key, ended: asyncio.Future[list[Returned]], counts: ToolCounts) -> None:
-        del self.calls[key]
+    async def answer(self, call: _Call) -> list[Returned]:
+        """What came of a call. Where the last caller leaves before it runs, it never does."""
+        call.waiters += 1
+        try:
+            # shielded: a caller that leaves must not take the answer from those that share it
+            return await asyncio.shield(call.work)
+        finally:
+            call.waiters -= 1
+            if not call.waiters and not call.runs:
+                self._drop(call)
+                call.work.cancel()
+
+    def end(self, call: _Call, ended: asyncio.Future[list[Returned]], counts: ToolCounts) -> None:
+        self._drop(call)
         counts.held -= 1
         if not ended.cancelled():
             ended.exception()  # seen, even where every caller has left
 
+    def _drop(self, call: _Call) -> None:
+        """Nobody shares it from now on."""
+        if self.calls.get(call.key) is call:
+            del self.calls[call.key]
 
-def _key(tool: Tool, arguments: Mapping[str, Any], deadline_s: float) -> Key:
-    """The same for calls that give the same."""
+
+def _key(tool: Tool, arguments: Mapping[str, Any], deadline_s: float) -> _Key:
     given = tuple((name, _hashable(value)) for name, value in sorted(arguments.items()))
-    return tool.name, tool.spec.version, deadline_s, given
+    return _Key(tool.name, tool.spec.version, deadline_s, given)
 
 
 def _hashable(value: Any) -> Hashable:

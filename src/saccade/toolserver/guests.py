@@ -16,8 +16,8 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -30,9 +30,11 @@ from saccade.picture_files import Limits, load_image
 from saccade.tools.running import MissedDeadline, Runner
 from saccade.tools.spec import Tool
 from saccade.tools.toolbox import ToolBox
-from saccade.types import ImageRef, ImageShown, ToolCall, ToolResult, ToolSpec
+from saccade.types import ImageRef, ImageShown, Text, ToolCall, ToolResult, ToolSpec
 
 __all__ = ["GuestLimits", "Guests", "NotHeld", "TooMany"]
+
+T = TypeVar("T")
 
 
 class TooMany(ToolUnavailable):
@@ -54,7 +56,8 @@ class GuestLimits:
     picture_bytes: int = 16 * 2**20
     """Of a file that is sent."""
     picture_pixels: int = 6_000_000
-    """Reading a picture takes up to 25 bytes of memory for each."""
+    """Of a picture that is sent, or that a tool makes; reading one takes up to 25 bytes of memory
+    for each."""
     request_bytes: int = 2**20
     """Of a call."""
     in_flight_bytes: int = 32 * 2**20
@@ -90,7 +93,11 @@ class Guests:
         self.limits = limits
         self._store = ImageStore(cache_bytes=limits.held_bytes)
         self._box = ToolBox(
-            tools, store=self._store, deadline_s=limits.deadline_s, runner=runner, max_calls=1
+            [self._bounded(tool) for tool in tools],
+            store=self._store,
+            deadline_s=limits.deadline_s,
+            runner=runner,
+            max_calls=1,
         )
         self._lock = threading.Lock()
         self._images: OrderedDict[str, ImageRef] = OrderedDict()
@@ -129,8 +136,11 @@ class Guests:
         return await self._read(lambda: root_view(load_image(bytes(data), limits=limits)))
 
     async def _read(self, read: Callable[[], ImageView]) -> tuple[str, ImageRef]:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._reading, lambda: self._added(read()))
+        return await self.aside(lambda: self._added(read()))
+
+    async def aside(self, work: Callable[[], T]) -> T:
+        """What work on pixels gives, which is done in a thread, one piece after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._reading, work)
 
     def _added(self, view: ImageView) -> tuple[str, ImageRef]:
         # those that go must be gone before: the store would pack them to keep them, for nothing
@@ -146,6 +156,28 @@ class Guests:
             "service.picture_pixels where the service is started."
         )
 
+    def _bounded(self, tool: Tool) -> Tool:
+        """The tool, which makes no larger pictures than may be sent: they are refused before their
+        pixels are made.
+        """
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            returned = tool(*args, **kwargs)
+            for one in returned if isinstance(returned, list | tuple) else (returned,):
+                if isinstance(one, ImageView):
+                    self._check_size(one.ref)
+            return returned
+
+        return replace(tool, function=call)
+
+    def _check_size(self, made: ImageRef) -> None:
+        if made.width * made.height > self.limits.picture_pixels:
+            raise ToolError(
+                f"The result would have {made.width} x {made.height} pixels, more than the "
+                f"{self.limits.picture_pixels} that this service takes: ask for less of the image, "
+                "or raise service.picture_pixels where the service is started."
+            )
+
     def image(self, name: str) -> ImageRef:
         """An image that is held. Raises NotHeld where none of that name is."""
         return self._held(name)
@@ -155,7 +187,7 @@ class Guests:
         return self._store.view(self._held(name)).pixels
 
     def close(self) -> None:
-        """End the thread that reads."""
+        """End the thread that works on pixels."""
         self._reading.shutdown(cancel_futures=True)
 
     async def call(
@@ -178,14 +210,21 @@ class Guests:
         given_s = most_s if deadline_s is None else min(deadline_s, most_s)
         with self._share(caller, name):
             try:
-                [result] = await self._box.call_all(
-                    [call], images=images, frame=_pixels, deadline_s=given_s
-                )
-            except MissedDeadline:
+                async with asyncio.timeout(given_s):  # what waits for its turn counts too
+                    [result] = await self._box.call_all(
+                        [call], images=images, frame=_pixels, deadline_s=given_s
+                    )
+            except (MissedDeadline, TimeoutError):
                 raise MissedDeadline(
                     f"Tool {name} missed its deadline of {given_s:g} s; this service gives "
                     f"{most_s:g} s at most: raise service.deadline_s where it is started."
                 ) from None
+        try:
+            for part in result.parts:
+                if isinstance(part, ImageShown):  # made elsewhere, and without pixels here as yet
+                    self._check_size(part.image)
+        except ToolError as mistake:
+            return replace(result, parts=(Text(str(mistake)),), failed=True)
         parts = tuple(
             ImageShown(p.image, self._hold(p.image)) if isinstance(p, ImageShown) else p
             for p in result.parts

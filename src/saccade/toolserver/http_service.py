@@ -284,54 +284,120 @@ def _whole(request: Request, name: str) -> int:
     return int(text)
 
 
+_HELD = {
+    "type": "object",
+    "properties": {
+        "image": {"type": "string", "description": "The name by which it is held."},
+        "width": {"type": "integer"},
+        "height": {"type": "integer"},
+    },
+    "required": ["image", "width", "height"],
+}
+_REFUSAL = {
+    "type": "object",
+    "properties": {"kind": {"type": "string"}, "error": {"type": "string"}},
+    "required": ["kind", "error"],
+}
+_GIVEN = {
+    "type": "object",
+    "properties": {
+        "failed": {"type": "boolean", "description": "Whether the call was a mistake."},
+        "images": {
+            "type": "array",
+            "items": {"type": "object"},
+            "description": "New images, the name of each that is held, and how it was made.",
+        },
+        "parts": {
+            "type": "array",
+            "items": {"type": "object", "properties": {"type": {"type": "string"}}},
+            "description": "In order: texts, views, boxes, points and masks, whose `image` is a "
+            "number in `images`.",
+        },
+    },
+    "required": ["failed", "images", "parts"],
+}
+_ROWS = {"type": "array", "items": {"type": "object"}}
+_STATUS = {"type": "object", "properties": {"tools": _ROWS, "workers": _ROWS}}
+_HEALTH = {
+    "type": "object",
+    "properties": {"alive": {"type": "boolean"}, "groups": {"type": "object"}},
+}
+
+
+def _as_json(schema: dict[str, Any], told: str) -> dict[str, Any]:
+    return {"description": told, "content": {"application/json": {"schema": schema}}}
+
+
+def _parameter(name: str, told: str, schema: dict[str, Any], *, place: str) -> dict[str, Any]:
+    """One in the path, without which there is none, or one that may be in the query."""
+    is_needed = place == "path"
+    return {"name": name, "in": place, "required": is_needed, "description": told, "schema": schema}
+
+
 def _document(guests: Guests) -> dict[str, Any]:
     """OpenAPI, with the schema of each tool as the model's user sees it."""
-    json_body = {"application/json": {"schema": {"type": "object"}}}
-    answer = {"description": "What the call gave.", "content": json_body}
-    refusal = {"description": "One sentence: what was wrong, and the remedy.", "content": json_body}
-    responses = {"200": answer, "4XX": refusal, "5XX": refusal}
+    refusal = _as_json(_REFUSAL, "One sentence: what was wrong, and the remedy.")
+    refusals = {"4XX": refusal, "5XX": refusal}
+    pixels = {"type": "integer", "minimum": 1}
+    binary = {"schema": {"type": "string", "format": "binary"}}
+    metrics_text = {"description": "Prometheus text.", "content": {"text/plain": {}}}
+
+    def told(summary: str, answer: dict[str, Any]) -> dict[str, Any]:
+        return {"get": {"summary": summary, "responses": {"200": answer} | refusals}}
+
     paths: dict[str, Any] = {
+        "/health": told("That it lives; needs no token.", _as_json(_HEALTH, "It does.")),
+        "/tools": told("The tools with their schemas.", _as_json(_ROWS, "One row for each.")),
+        "/status": told("What became of calls.", _as_json(_STATUS, "By tool and by workers.")),
+        "/metrics": told("The same for Prometheus.", metrics_text),
         "/pictures": {
             "post": {
-                "summary": "Hold a picture (PNG, JPEG, WEBP, GIF, BMP or TIFF); gives its name.",
-                "requestBody": {"required": True, "content": {"image/*": {}, RAW: {}}},
-                "responses": responses,
+                "summary": "Hold a picture (PNG, JPEG, WEBP, GIF, BMP or TIFF, or RGB bytes); "
+                "gives its name.",
+                "parameters": [
+                    _parameter(side, f"Pixels; needed with {RAW}.", pixels, place="query")
+                    for side in ("width", "height")
+                ],
+                "requestBody": {"required": True, "content": {"image/*": binary, RAW: binary}},
+                "responses": {"200": _as_json(_HELD, "It is held.")} | refusals,
             }
         },
         "/pictures/{name}": {
             "get": {
-                "summary": "An image that is held, as PNG.",
+                "summary": f"An image that is held, as PNG, or as RGB bytes (Accept: {RAW}).",
                 "parameters": [
-                    {
-                        "name": "name",
-                        "in": "path",
-                        "required": True,
-                        "schema": {"type": "string"},
-                    }
+                    _parameter("name", "Told by an answer.", {"type": "string"}, place="path")
                 ],
-                "responses": {"200": {"description": "The picture.", "content": {"image/png": {}}}},
+                "responses": {
+                    "200": {
+                        "description": "The picture.",
+                        "content": {"image/png": binary, RAW: binary},
+                    }
+                }
+                | refusals,
             }
         },
     }
+    paths["/health"]["get"]["security"] = []
     for spec in guests.specs:
         paths[f"/tools/{spec.name}"] = {
             "post": {
                 "operationId": spec.name,
                 "summary": spec.description,
                 "parameters": [
-                    {
-                        "name": "deadline_s",
-                        "in": "query",
-                        "description": "Seconds for the call, "
+                    _parameter(
+                        "deadline_s",
+                        "Seconds for the call and its waiting, "
                         f"{guests.limits.deadline_s:g} at most.",
-                        "schema": {"type": "number", "exclusiveMinimum": 0},
-                    }
+                        {"type": "number", "exclusiveMinimum": 0},
+                        place="query",
+                    )
                 ],
                 "requestBody": {
                     "required": True,
                     "content": {"application/json": {"schema": spec.schema}},
                 },
-                "responses": responses,
+                "responses": {"200": _as_json(_GIVEN, "What the call gave.")} | refusals,
             }
         }
     return {

@@ -8,10 +8,10 @@ Left out on purpose: resources and prompts.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import io
+import math
 from typing import Any
 
 import mcp_types as types
@@ -60,7 +60,7 @@ def mcp_server(guests: Guests) -> Server[Any]:
             result = await guests.call(params.name, arguments)
         except (ToolError, ImageError, ToolUnavailable, ToolCrashed) as error:
             return types.CallToolResult(content=[_text(str(error))], is_error=True)
-        content = await asyncio.to_thread(_content, guests, result)  # pictures take their time
+        content = await guests.aside(lambda: _content(guests, result))  # pictures take their time
         return types.CallToolResult(content=content, is_error=result.failed)
 
     return Server("saccade", on_list_tools=list_tools, on_call_tool=call_tool)
@@ -121,12 +121,11 @@ def _text(text: str) -> types.TextContent:
 def _picture(picture: Image.Image) -> list[types.ContentBlock]:
     """As PNG; where that is too long, smaller, with a word on it."""
     whole = picture.size
-    data = _png(picture)
-    while len(data) > MOST_BYTES * 3 // 4:  # base64 makes four bytes of three
-        picture = picture.resize(
-            (max(1, picture.width * 3 // 4), max(1, picture.height * 3 // 4)),
-            Image.Resampling.LANCZOS,
-        )
+    data, most = _png(picture), MOST_BYTES * 3 // 4  # base64 makes four bytes of three
+    while len(data) > most:
+        share = min(0.75, 0.95 * math.sqrt(most / len(data)))  # bytes go with pixels, about
+        sides = [max(1, round(share * side)) for side in picture.size]
+        picture = picture.resize(sides, Image.Resampling.LANCZOS)
         data = _png(picture)
     said = f"{whole[0]} x {whole[1]} pixels"
     if picture.size != whole:

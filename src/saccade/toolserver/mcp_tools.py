@@ -18,7 +18,7 @@ import io
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from PIL import Image
 
@@ -34,7 +34,9 @@ from saccade.types import Text, ToolSpec
 __all__ = ["McpTools"]
 
 CONNECT_S = 30.0
-"""For a server to start and to tell its tools."""
+"""For a server to start, and for each page of its list of tools."""
+PING_S = 5.0
+"""For a word from a server of which a call was late; one that has none to say is started again."""
 MOST_CHARACTERS = 20_000
 """Of text in an answer; what is beyond this and the next three is left out, with a note."""
 MOST_TEXTS = 60
@@ -58,9 +60,7 @@ class McpTools(Elsewhere):
 
     def __init__(self, servers: Mapping[str, McpConfig]) -> None:
         self._loop = OwnLoop("saccade-mcp")
-        self._servers = {
-            name: _Server(name, config, self._loop) for name, config in servers.items()
-        }
+        self._servers = {name: _Server(name, config) for name, config in servers.items()}
         self._of: dict[str, _Server] = {}
 
     def tools(self, names: Sequence[str]) -> list[Tool]:
@@ -104,11 +104,19 @@ class McpTools(Elsewhere):
             async with asyncio.timeout(deadline_s):
                 result = await self._loop.run(server.called(tool.name, given))
         except TimeoutError:
+            self._loop.begin(server.look())
             raise missed_deadline(tool.name, deadline_s) from None
         if result.is_error:
             said = _cut(" ".join(_texts(result)), MOST_SAID)
             raise ToolError(said or f"{tool.name} failed and did not say why.")
         return await asyncio.to_thread(_returned, tool.name, result)
+
+
+class _Link(NamedTuple):
+    """A connection: the task that opened it and must close it, and the client once it is there."""
+
+    task: asyncio.Task[None]
+    ready: asyncio.Future[Any]
 
 
 @dataclass(eq=False)
@@ -117,23 +125,45 @@ class _Server:
 
     name: str
     config: McpConfig
-    loop: OwnLoop
-    client: asyncio.Task[None] | None = None
-    ready: asyncio.Future[Any] | None = None
+    link: _Link | None = None
 
     async def listed(self) -> list[Any]:
         found: list[Any] = []
         cursor = None
         for _ in range(MOST_PAGES):
-            page = await self._asked("list_tools", functools.partial(_page, cursor=cursor))
+            page = await self._asked("list_tools", functools.partial(self._page, cursor=cursor))
             found += page.tools
             cursor = page.next_cursor
             if cursor is None or len(found) >= 1_000:
                 break
         return found
 
+    async def _page(self, client: Any, *, cursor: str | None) -> Any:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await client.list_tools(cursor=cursor)
+        except TimeoutError:
+            raise ToolUnavailable(
+                f"MCP server {self.name} did not tell its tools in {CONNECT_S:g} s: check that it "
+                "works."
+            ) from None
+
     async def called(self, name: str, arguments: dict[str, Any]) -> Any:
         return await self._asked(name, lambda client: client.call_tool(name, arguments))
+
+    async def look(self) -> None:
+        """After a late call: a server that does not even answer a ping hangs, and the next call is
+        to find a new one.
+        """
+        link = self.link
+        if link is None or not link.ready.done() or link.ready.exception() is not None:
+            return
+        # the boundary to another program: whatever is wrong with the connection, it is of no use
+        try:
+            async with asyncio.timeout(PING_S):
+                await link.ready.result().send_ping()
+        except Exception:
+            self._forget(link)
 
     async def _asked(self, what: str, ask: Callable[[Any], Awaitable[Any]]) -> Any:
         """What the server answers; asked once more where the connection is gone."""
@@ -142,7 +172,8 @@ class _Server:
 
         problem = ""
         for _ in range(2):
-            client = await self._connected()
+            link = self._linked()
+            client = await self._client(link)
             try:
                 return await ask(client)
             except MCPError as error:
@@ -152,42 +183,49 @@ class _Server:
                 problem = _cut(str(error), MOST_SAID)
             except (OSError, EOFError) as error:
                 problem = str(error) or type(error).__name__
-            self._forget()
+            self._forget(link)
         raise ToolUnavailable(f"MCP server {self.name} is gone: {problem}.")
 
-    async def _connected(self) -> Any:
-        """The client, connected by a task of its own: who opens a connection must close it too."""
-        if self.client is None or self.client.done():
-            self.ready = asyncio.get_running_loop().create_future()
-            self.client = asyncio.ensure_future(self._connection(self.ready))
-        assert self.ready is not None
+    def _linked(self) -> _Link:
+        """The connection, begun where there is none."""
+        if self.link is None or self.link.task.done():
+            ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+            self.link = _Link(asyncio.ensure_future(self._connection(ready)), ready)
+        return self.link
+
+    async def _client(self, link: _Link) -> Any:
         try:
             async with asyncio.timeout(CONNECT_S):
-                return await asyncio.shield(self.ready)
+                return await asyncio.shield(link.ready)
         except TimeoutError:
-            self._forget()
+            self._forget(link)
             raise ToolUnavailable(
                 f"MCP server {self.name} did not answer in {CONNECT_S:g} s: check that it runs."
             ) from None
 
-    def _forget(self) -> None:
-        if self.client is not None:
-            self.client.cancel()
-        self.client = self.ready = None
+    def _forget(self, link: _Link) -> None:
+        """End a connection that failed. Of many calls that it failed each says so, and none may end
+        the next one, which another has begun.
+        """
+        link.task.cancel()
+        if self.link is link:
+            self.link = None
 
     async def _connection(self, ready: asyncio.Future[Any]) -> None:
         from mcp import Client
 
+        why = "its connection was ended"
         try:
             async with Client(self._place()) as client:
                 ready.set_result(client)
                 await asyncio.Event().wait()
         # the boundary to another program: whatever its connection raises, the waiting ones are told
         except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+        finally:
             if not ready.done():
-                words = f"{type(error).__name__}: {error}"
                 ready.set_exception(
-                    ToolUnavailable(f"MCP server {self.name} can't be reached: {words}.")
+                    ToolUnavailable(f"MCP server {self.name} can't be reached: {why}.")
                 )
                 ready.exception()  # seen, even where nobody waits any more
 
@@ -208,10 +246,6 @@ class _Server:
         assert self.config.url is not None
         http = httpx2.AsyncClient(headers={"Authorization": f"Bearer {token}"}, timeout=None)
         return streamable_http_client(self.config.url, http_client=http)
-
-
-async def _page(client: Any, *, cursor: str | None) -> Any:
-    return await client.list_tools(cursor=cursor)
 
 
 # --- schemas --------------------------------------------------------------------------------------

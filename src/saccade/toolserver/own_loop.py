@@ -33,6 +33,10 @@ class OwnLoop:
         """What the work gives or raises, for who has no event loop."""
         return asyncio.run_coroutine_threadsafe(work, self._started()).result()
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let it run; nobody waits for it. It must not raise."""
+        asyncio.run_coroutine_threadsafe(work, self._started())
+
     def _started(self) -> asyncio.AbstractEventLoop:
         with self._lock:
             if self._loop is None:

@@ -42,10 +42,14 @@ __all__ = ["RayTools"]
 
 START_S = 120.0
 """For a cluster and its replicas."""
+UPSCALE_S = 2.0
+"""Of more calls than its replicas take, before a group gets more of them."""
 HEALTH_S = 1.0
 """Between two questions for the health of a replica, and twice that to answer one."""
-KEPT_PICTURES = 256
-"""In the object store, those used last."""
+KEPT_BYTES = 512 * 2**20
+"""Of pictures in the object store, those used last; the one that is used now is kept even if it is
+larger.
+"""
 
 
 class RayTools(Elsewhere):
@@ -85,6 +89,8 @@ class RayTools(Elsewhere):
             choices = {kind: choice.model_dump() for kind, choice in (backends or {}).items()}
             self._handles: dict[str, Any] = {}
             self._health: dict[str, WorkersHealth] = {}
+            self._most: dict[str, int] = {}
+            """Replicas that there may be."""
             self._apps: list[str] = []
             for group, names in groups.items():
                 count = (replicas or {}).get(group, 1)
@@ -111,16 +117,19 @@ class RayTools(Elsewhere):
                 health = WorkersHealth(group, count)
                 for name in names:
                     self._handles[name], self._health[name] = handle, health
+                    self._most[name] = max(count, (autoscale_to or {}).get(group, 0))
         except SaccadeError:
             self.close()
             raise
         except (RuntimeError, ConnectionError, OSError) as error:
             raise ToolUnavailable(f"Ray does not start the tools: {error}") from error
-        self._pictures: OrderedDict[str, Any] = OrderedDict()
+        self._pictures: OrderedDict[str, tuple[list[Any], int, int]] = OrderedDict()
 
     def capacity(self, name: str) -> int:
-        """Calls of a tool that it takes at the same time."""
-        return 2 * self._batches[name] * self._health[name].processes
+        """Calls of a tool that it takes at the same time; where replicas come with calls, as many
+        as all of them would take, or Ray would never see what more of them are wanted for.
+        """
+        return 2 * self._batches[name] * self._most[name]
 
     def health(self) -> list[WorkersHealth]:
         """Of each group, at once."""
@@ -146,11 +155,11 @@ class RayTools(Elsewhere):
         if tool.name not in self._handles:
             raise ToolUnavailable(f"No replicas run {tool.name}: add it to a group of tools.")
         call = sent(arguments)
-        held = {key: self._held(view) for key, view in call.images.items()}
         health = self._health[tool.name]
         health.running += 1
         try:
             async with asyncio.timeout(deadline_s):
+                held = {k: await self._held(view) for k, view in call.images.items()}
                 answer = await self._answer(tool.name, call.arguments, held, deadline_s)
         except TimeoutError:
             health.killed += 1
@@ -173,6 +182,7 @@ class RayTools(Elsewhere):
     ) -> Answer:
         """What came of a call, asked again as long as its replica dies under it."""
         from ray.exceptions import RayError, RayTaskError
+        from ray.serve.exceptions import RayServeException
 
         while True:
             try:
@@ -187,18 +197,29 @@ class RayTools(Elsewhere):
                 self._health[name].died += 1
                 self._health[name].last_failure = time.time()
                 await asyncio.sleep(0.05)
+            except RayServeException as error:
+                self._health[name].last_failure = time.time()
+                raise ToolUnavailable(f"Ray Serve has no replicas of {name}: {error}") from error
 
-    def _held(self, view: ImageView) -> tuple[list[Any], int, int]:
+    async def _held(self, view: ImageView) -> tuple[list[Any], int, int]:
         """Where a picture is in the object store; in a list, or Ray would fetch it for the call."""
-        import ray
-
         key = view.ref.key
         if key not in self._pictures:
-            self._pictures[key] = ray.put(view.pixels.tobytes())
-            while len(self._pictures) > KEPT_PICTURES:
-                self._pictures.popitem(last=False)
+            # pixels may have to be made, and are copied
+            self._pictures[key] = await asyncio.to_thread(_put, view)
+        held = self._pictures[key]
         self._pictures.move_to_end(key)
-        return [self._pictures[key]], view.width, view.height
+        while len(self._pictures) > 1 and (
+            sum(3 * width * height for _, width, height in self._pictures.values()) > KEPT_BYTES
+        ):
+            self._pictures.popitem(last=False)
+        return held
+
+
+def _put(view: ImageView) -> tuple[list[Any], int, int]:
+    import ray
+
+    return [ray.put(view.pixels.tobytes())], view.width, view.height
 
 
 def _batches(
@@ -224,6 +245,9 @@ def _scale(count: int, most: int | None, *, ongoing: int) -> dict[str, Any]:
             "min_replicas": count,
             "max_replicas": most,
             "target_ongoing_requests": ongoing,
+            "upscale_delay_s": UPSCALE_S,
+            "metrics_interval_s": UPSCALE_S / 2,
+            "look_back_period_s": UPSCALE_S,
         }
     }
 

@@ -70,7 +70,7 @@ class SharedPictures:
                 self._bytes += self._blocks[key].size
             self._blocks.move_to_end(key)
             self._in_use[key] = self._in_use.get(key, 0) + 1
-            self._make_room()
+            self._make_room(self._most_bytes)
             return self._blocks[key]
 
     def let_go(self, view: ImageView) -> None:
@@ -97,7 +97,11 @@ class SharedPictures:
             if self._folder is None:
                 self._folder = _new_folder()
             path = self._folder / view.ref.key
-            path.write_bytes(data)
+            try:
+                _write(path, data)
+            except OSError:  # perhaps what nobody uses now takes the room
+                self._make_room(0)
+                _write(path, data)
         except OSError as error:
             raise ToolUnavailable(
                 f"No shared memory for a picture of {view.width} x {view.height} pixels "
@@ -105,13 +109,23 @@ class SharedPictures:
             ) from error
         return Block(str(path), view.width, view.height)
 
-    def _make_room(self) -> None:
+    def _make_room(self, most_bytes: int) -> None:
+        """Take away what nobody uses, those used longest ago first, until no more is left."""
         for key in [k for k in self._blocks if k not in self._in_use]:
-            if self._bytes <= self._most_bytes:
+            if self._bytes <= most_bytes:
                 return
             block = self._blocks.pop(key)
             self._bytes -= block.size
             Path(block.path).unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """All of it or nothing."""
+    try:
+        path.write_bytes(data)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def picture_in(block: Block) -> Image.Image:

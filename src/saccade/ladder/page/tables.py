@@ -55,6 +55,7 @@ class SplitTables(NamedTuple):
     boxes: Table
     boxes_pairs: Table
     controls: Table
+    drops: Table
     pairs: Table
     tools: Table
     changed: Table
@@ -73,6 +74,7 @@ def split_tables(results: Mapping[str, Any], split: str, *, link: str) -> SplitT
         _boxes(results, split),
         _boxes_differences(results, split),
         _controls(results, split),
+        _drops(results, split),
         _differences(results, split),
         _tools(results, split),
         _gain_and_harm(results, split),
@@ -264,6 +266,31 @@ def _controls(results: Mapping[str, Any], split: str) -> Table:
         if by_kind
     ]
     return Table(tuple(kind.replace("_", " ") for kind in kinds), tuple(rows))
+
+
+def _drops(results: Mapping[str, Any], split: str) -> Table:
+    """What each control costs the arm that it asks again: of the answers where it had something to
+    change, those right before and after it; and by stratum the difference over all items.
+    """
+    pairs, strata = accuracy_pairs(results, split), strata_of(results, split)
+    rows = []
+    for name in arm_names(results):
+        without = at(results, "arms", name, "control_of")
+        if without is None:
+            continue
+        found = at(figures_of(results, split, name), "by_stratum")
+        paired = at(pairs.get((str(without), name)), "by_stratum")
+        cells = (
+            *(
+                share_cell(at(found, metric, stratum))._replace(range=None)
+                for stratum in strata
+                for metric in ("right_before", "right_after")
+            ),
+            *(_difference_cell(at(paired, stratum)) for stratum in strata),
+        )
+        rows.append(Row(f"{name}, of {without}", cells))
+    when = (f"right {when} it, {s}" for s in strata for when in ("before", "after"))
+    return Table((*when, *(f"cost, {s}" for s in strata)), tuple(rows))
 
 
 def _mixtures(results: Mapping[str, Any], split: str) -> Table:
