@@ -448,5 +448,6 @@ def test_the_full_suite_of_tools_trains_a_small_model(tmp_path: Path) -> None:
     assert len(recipe.tools) == 14
     results = ladder.run(recipe)
     assert set(results["splits"]["test"]["arms"]) == {"suite", "suite-without-ocr"}
-    [row] = RunFolder(tmp_path / "run" / "arms" / "suite" / "seed-0" / "rate-1e-06").rows("metrics")
-    assert row["stage"] == "rl"
+    place = tmp_path / "run" / "arms" / "suite" / "seed-0" / "rate-1e-06"
+    stages = [row["stage"] for row in RunFolder(place).rows("metrics")]
+    assert "rl" in stages
