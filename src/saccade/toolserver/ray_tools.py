@@ -142,6 +142,10 @@ class RayTools(Elsewhere):
 
         # what Ray says as it ends would stand among what a program reads
         with redirect_stdout(sys.stderr):
+            # before Ray goes: what counts calls for autoscaling would start it anew, and a process
+            # whose Ray is gone ends without a word
+            for handle in {id(h): h for h in self._handles.values()}.values():
+                handle.shutdown()
             for app in self._apps:
                 serve.delete(app)
             if self._is_ours:
