@@ -120,6 +120,7 @@ _ADDED: dict[str, Any] = {
     "rl.gate": None,
     "rl.judge": None,
     "rl.keep": "last",
+    "rl.mask_truncated": False,
     "pretrain.start": None,
     "pretrain.scenes": 0.0,
     "pretrain.first": 0,
