@@ -13,6 +13,7 @@ from PIL import Image
 
 from saccade import picture_files
 from saccade.assemble import data_file, task_of
+from saccade.config import Recipe
 from saccade.errors import DataError, RecipeError
 from saccade.geometry import Box
 from saccade.image_store import ImageStore
@@ -887,18 +888,26 @@ def test_the_command_in_a_recipe_measures_boxes_on_rows_that_have_them(tmp_path,
     assert recipe.eval.items >= 288 + 491  # the published rows of VSR and TallyQA
 
 
+def filled_in(name: str, folder: Path) -> Recipe:
+    """A recipe of a real model with small files of both data sets, as they are published."""
+    recipe = load_recipe(data_file(Path(f"{name}.yaml")))
+    vsr_folder(folder / "vsr")
+    tally_folder(folder / "tally")
+    lines = (folder / "vsr" / "test.jsonl").read_text()
+    for split in ("train", "dev"):
+        (folder / "vsr" / f"{split}.jsonl").write_text(lines)
+    parts = [dict(part) for part in recipe.task.options["parts"]]  # type: ignore[union-attr]
+    parts[0]["path"], parts[1]["path"] = str(folder / "vsr"), str(folder / "tally")
+    task = recipe.task.model_copy(update={"options": {"parts": parts}})
+    return recipe.model_copy(update={"task": task, "run": folder / "run"})
+
+
 @pytest.mark.parametrize("name", OF_REAL_MODELS)
 def test_the_recipes_of_real_models_ask_for_a_form_and_open_few_pictures(tmp_path, name):
-    recipe = load_recipe(data_file(Path(f"{name}.yaml")))
-    vsr_folder(tmp_path / "vsr")
-    tally_folder(tmp_path / "tally")
-    lines = (tmp_path / "vsr" / "test.jsonl").read_text()
-    (tmp_path / "vsr" / "train.jsonl").write_text(lines)
-    parts = [dict(part) for part in recipe.task.options["parts"]]  # type: ignore[union-attr]
-    assert [part["check"] for part in parts] == ["read", "read"]
-    parts[0]["path"], parts[1]["path"] = str(tmp_path / "vsr"), str(tmp_path / "tally")
-    task = recipe.task.model_copy(update={"options": {"parts": parts}})
-    asked = samples(task_of(recipe.model_copy(update={"task": task})), "train")
+    recipe = filled_in(name, tmp_path)
+    parts = recipe.task.options["parts"]
+    assert [part["check"] for part in parts] == ["read", "read"]  # type: ignore[union-attr, index]
+    asked = samples(task_of(recipe), "train")
     assert {s.question.rpartition("Answer ")[2] for s in asked} == {
         "with true or false.",
         "with a number.",
@@ -908,20 +917,11 @@ def test_the_recipes_of_real_models_ask_for_a_form_and_open_few_pictures(tmp_pat
 @pytest.mark.parametrize("name", OF_REAL_MODELS)
 def test_the_ladders_of_real_models_need_no_more_splits_than_the_data_has(tmp_path, name):
     """TallyQA has no split for validation, and with one rate for each arm none is chosen on it."""
-    recipe = load_recipe(data_file(Path(f"{name}.yaml")))
-    vsr_folder(tmp_path / "vsr")
-    tally_folder(tmp_path / "tally")
-    lines = (tmp_path / "vsr" / "test.jsonl").read_text()
-    for split in ("train", "dev"):
-        (tmp_path / "vsr" / f"{split}.jsonl").write_text(lines)
-    parts = [dict(part) for part in recipe.task.options["parts"]]  # type: ignore[union-attr]
-    parts[0]["path"], parts[1]["path"] = str(tmp_path / "vsr"), str(tmp_path / "tally")
-    task = recipe.task.model_copy(update={"options": {"parts": parts}})
-    ladder = recipe.model_copy(update={"task": task, "run": tmp_path / "run"})
-    found = ladder_runs._Ladder(ladder, arms_of(ladder.ladder))
+    recipe = filled_in(name, tmp_path)
+    found = ladder_runs._Ladder(recipe, arms_of(recipe.ladder))
     ladder_runs._check_arms(found)
-    choosing = ladder.ladder.model_copy(update={"sft_rates": (1e-5, 1e-4)})
-    found.recipe = ladder.model_copy(update={"ladder": choosing})
+    choosing = recipe.ladder.model_copy(update={"sft_rates": (1e-5, 1e-4)})
+    found.recipe = recipe.model_copy(update={"ladder": choosing})
     with pytest.raises(DataError, match="has no split 'validation'"):
         ladder_runs._check_arms(found)
 

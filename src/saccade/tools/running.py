@@ -94,7 +94,7 @@ class InThreads:
 
         Raises as `Runner.run`.
         """
-        if not tool.is_view or _given_work(tool, arguments) > AT_ONCE_PX:
+        if not tool.is_view or (tool.reads_pixels and _read(arguments) > AT_ONCE_PX):
             return None
         parts = call_tool(tool, arguments)
         if sum(_work(p.ref) for p in parts if isinstance(p, ImageView)) > AT_ONCE_PX:
@@ -124,11 +124,10 @@ def _work(ref: ImageRef) -> float:
     return sum(own / 10 if is_root else own for is_root, own in pixels)
 
 
-def _given_work(tool: Tool, arguments: Mapping[str, Any]) -> float:
-    """Pixels that a view costs before its own are made."""
+def _read(arguments: Mapping[str, Any]) -> float:
+    """Pixels to be read of the images among the arguments, and to be made before that."""
     given = [value for value in arguments.values() if isinstance(value, ImageView)]
-    read = sum(view.width * view.height for view in given) if tool.reads_pixels else 0
-    return read + sum(_work(view.ref) for view in given)
+    return sum(view.width * view.height + _work(view.ref) for view in given)
 
 
 class MissedDeadline(ToolUnavailable):

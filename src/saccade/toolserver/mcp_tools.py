@@ -156,7 +156,7 @@ class _Server:
         to find a new one.
         """
         link = self.link
-        if link is None or not link.ready.done() or link.ready.exception() is not None:
+        if link is None or not link.ready.done():
             return
         # the boundary to another program: whatever is wrong with the connection, it is of no use
         try:
