@@ -778,22 +778,32 @@ def test_the_demo_of_the_readme_is_there() -> None:
     assert {"demo", "test"} <= set(asked) <= set(targets)
 
 
-def readme_commands() -> list[str]:
-    """Lines of the README's code blocks that start `saccade`, continued ones joined."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def shown_commands() -> list[str]:
+    """Lines of the pages' code blocks that start `saccade`, continued ones joined."""
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
     blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [m[1] for x in lines if (m := re.match(r"(?:\$ )?(?:\S*/)?saccade ((?!-> ).+)", x))]
 
 
-def test_the_readme_shows_commands() -> None:
-    shown = {line.split()[0] for line in readme_commands()}
-    assert {"ask", "check", "eval"} <= shown
+def test_the_pages_show_commands() -> None:
+    shown = {line.split()[0] for line in shown_commands()}
+    assert {"ask", "check", "eval", "ladder", "serve", "tools"} <= shown
 
 
-@pytest.mark.parametrize("line", readme_commands())
-def test_a_command_of_the_readme_is_one_that_is_taken(line: str) -> None:
+@pytest.mark.parametrize("line", shown_commands())
+def test_a_command_of_the_pages_is_one_that_is_taken(line: str) -> None:
     parse(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_links_to_is_there(page: Path) -> None:
+    linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in linked if not (page.parent / link).is_file()] == []
+    assert linked or page.name != "README.md"
 
 
 @pytest.mark.parametrize(
