@@ -22,7 +22,7 @@ from saccade.image_store import ImageStore
 from saccade.recipe_files import load_recipe
 from saccade.rewards.boxes import matched_f1
 from saccade.rollout import rollout
-from saccade.synth_chains import asked_where, notation_of, pointing_setup
+from saccade.synth.chains import asked_where, notation_of, pointing_setup
 from saccade.tasks import task_named
 from saccade.types import Parsed
 

@@ -40,7 +40,7 @@ from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import Setup
-from saccade.synth import read_demonstrations
+from saccade.synth.replay import read_demonstrations
 from saccade.worlds.charts import item
 
 ROOT = Path(__file__).parent.parent

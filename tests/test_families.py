@@ -42,8 +42,8 @@ from saccade.recipe_files import load_recipe
 from saccade.renderers import families, renderer_for
 from saccade.rewards import reward
 from saccade.run_folder import RunFolder
-from saccade.synth import write_demonstrations
-from saccade.synth_charts import demonstrations
+from saccade.synth.charts import demonstrations
+from saccade.synth.replay import write_demonstrations
 from saccade.tokens import Tree, batch, flatten, pack
 from saccade.types import Episode, ImageShown, Message, Sample, Segment, Text
 from tiny_families import KINDS, save_family

@@ -33,8 +33,8 @@ from saccade.recipe_files import changed, check_same_run, dump_recipe, load_reci
 from saccade.rewards.answers import SCORER_VERSION
 from saccade.rollout import check_room
 from saccade.run_folder import RunFolder
-from saccade.synth import Demonstration
-from saccade.synth_chains import Made
+from saccade.synth.chains import Made
+from saccade.synth.replay import Demonstration
 from saccade.tasks import BETWEEN_SEEDS
 from saccade.tasks.charts import Charts
 from saccade.tools import builtin_tools

@@ -17,7 +17,7 @@ from saccade.grounding import boxes_named
 from saccade.image_store import ImageStore
 from saccade.recipe_files import load_recipe, recipe_hash
 from saccade.rewards.boxes import matched_f1
-from saccade.synth import read_demonstrations
+from saccade.synth.replay import read_demonstrations
 from saccade.tasks import task_named
 from saccade.types import Parsed
 

@@ -22,14 +22,14 @@ from saccade.image_store import ImageStore
 from saccade.models.tiny import SETTINGS, build_tokenizer
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import Limits, Setup
-from saccade.synth import (
+from saccade.synth.charts import QUALITIES, demonstrate, demonstrations
+from saccade.synth.replay import (
     Demonstration,
     read_demonstrations,
     replay,
     samples_by_id,
     write_demonstrations,
 )
-from saccade.synth_charts import QUALITIES, demonstrate, demonstrations
 from saccade.tasks.charts import Charts
 from saccade.tools import ToolBox, builtin_tools
 from saccade.types import Answer, Episode, Parsed, StopReason, ToolCall

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from saccade import synth_chains
 from saccade.config import Recipe
 from saccade.dialects import NOTATIONS
 from saccade.dialects.grounded import Grounded
@@ -21,7 +20,8 @@ from saccade.models.tiny import SETTINGS, build_tokenizer
 from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import Limits, Setup
-from saccade.synth_chains import asked_where, chain_of, self_made
+from saccade.synth import chains
+from saccade.synth.chains import asked_where, chain_of, self_made
 from saccade.tasks import task_named
 from saccade.types import BoxNamed, Sample
 
@@ -85,7 +85,7 @@ def test_right_boxes_lead_to_a_turn_with_the_right_answer() -> None:
 
 
 def test_boxes_that_contradict_the_answer_lead_nowhere() -> None:
-    sided = [s for s in samples("shapes_vsr", 60) if s.kind in synth_chains.SIDES]
+    sided = [s for s in samples("shapes_vsr", 60) if s.kind in chains.SIDES]
     assert len(sided) > 10
     for sample in sided:
         a, b = (e.box for e in sample.evidence)
@@ -180,7 +180,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             request="Think with boxes.",
         )
 
-    monkeypatch.setattr(synth_chains, "answering", answering)
+    monkeypatch.setattr(chains, "answering", answering)
     return told
 
 
@@ -262,7 +262,7 @@ def test_what_is_made_is_the_same_in_other_pieces(
     says: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     whole = self_made(recipe(), split="train", start=1_000_000, count=10)
-    monkeypatch.setattr(synth_chains, "CHUNK", 3)
+    monkeypatch.setattr(chains, "CHUNK", 3)
     assert self_made(recipe(), split="train", start=1_000_000, count=10) == whole
 
 
@@ -275,6 +275,6 @@ def test_a_recipe_must_say_how_boxes_are_written(monkeypatch: pytest.MonkeyPatch
             frame=lambda image: Frame.thousand(image.width, image.height),
         )
 
-    monkeypatch.setattr(synth_chains, "answering", answering)
+    monkeypatch.setattr(chains, "answering", answering)
     with pytest.raises(RecipeError, match="how the model writes boxes"):
         self_made(recipe(), split="train", start=1_000_000, count=1)

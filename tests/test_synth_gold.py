@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from saccade import synth_chains, synth_gold
 from saccade.dialects import NOTATIONS
 from saccade.dialects.grounded import Grounded
 from saccade.engines.scripted import ScriptedEngine
@@ -17,8 +16,9 @@ from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards.grounded import grounded_count, grounded_format, grounded_iou
 from saccade.rollout import Limits, Setup
-from saccade.synth import replay
-from saccade.synth_gold import gold_chains
+from saccade.synth import chains, gold
+from saccade.synth.gold import gold_chains
+from saccade.synth.replay import replay
 from saccade.tasks import task_named
 
 RENDERER = Qwen2VLRenderer(build_tokenizer(), SETTINGS)
@@ -36,7 +36,7 @@ def setup(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Se
         notation=notation,
         limits=Limits(1, 2000, 8000),
     )
-    monkeypatch.setattr(synth_chains, "answering", lambda recipe, store: found)
+    monkeypatch.setattr(chains, "answering", lambda recipe, store: found)
     return found
 
 
@@ -48,7 +48,7 @@ def recipe(**more: Any) -> Any:
 def test_chains_replay_to_the_right_answer_with_all_evidence(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synth_gold, "CHUNK", 7)
+    monkeypatch.setattr(gold, "CHUNK", 7)
     found = gold_chains(recipe(), split="train", count=24)
     assert len(found) == 24
     task = task_named("mix", OPTIONS)

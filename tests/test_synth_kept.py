@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from saccade import synth_kept
 from saccade.assemble import task_of
 from saccade.config import Recipe
 from saccade.dialects import dialect
@@ -21,8 +20,9 @@ from saccade.models.tiny import SETTINGS, build_tokenizer
 from saccade.recipe_files import load_recipe
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rollout import Limits, Setup
-from saccade.synth import Demonstration, read_demonstrations, replay, write_demonstrations
-from saccade.synth_kept import answers_only, kept_rollouts
+from saccade.synth import kept
+from saccade.synth.kept import answers_only, kept_rollouts
+from saccade.synth.replay import Demonstration, read_demonstrations, replay, write_demonstrations
 from saccade.tasks import stream
 from saccade.tasks.charts import Charts
 from saccade.tools import ToolBox, crop
@@ -80,7 +80,7 @@ def replayed(found: list[Demonstration], recipe: Recipe, tmp_path: Path) -> list
 def test_gold_answers_are_of_the_samples_that_rl_reads_each_once(
     given: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(synth_kept, "CHUNK", 2)
+    monkeypatch.setattr(kept, "CHUNK", 2)
     task = task_of(given)
 
     def answers(start: int, count: int, seed: int) -> list[Demonstration]:
@@ -111,13 +111,11 @@ def test_gold_answers_of_charts_are_named_by_their_places_in_the_recipes_dialect
 # --- kept rollouts --------------------------------------------------------------------------------
 
 
-def kept(
-    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, script: Any, **options: Any
-) -> synth_kept.Kept:
+def made(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, script: Any, **options: Any) -> kept.Kept:
     def answering(given: Recipe, *, store: ImageStore) -> Setup:
         return setup(given, script, store=store)
 
-    monkeypatch.setattr(synth_kept, "answering", answering)
+    monkeypatch.setattr(kept, "answering", answering)
     wanted = {"split": "train", "count": 10, "rollouts": 4, "most_per_sample": 2}
     return kept_rollouts(recipe, **{**wanted, **options})
 
@@ -135,7 +133,7 @@ def looks_by_turns(request: TurnRequest) -> str:
 def test_right_answers_are_kept_the_different_ones_first(
     given: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = kept(given, monkeypatch, looks_by_turns)
+    found = made(given, monkeypatch, looks_by_turns)
     assert (found.tried, found.right) == (5 * 4, 3 * 3)
     by_sample: dict[str, list[tuple[str, ...]]] = {}
     for d in found.demonstrations:
@@ -145,7 +143,7 @@ def test_right_answers_are_kept_the_different_ones_first(
     for name, turns in by_sample.items():
         right = say(name[1:])
         assert turns == [(right,), (LOOK, right)]  # not the rollout that repeats the first
-    more = kept(given, monkeypatch, looks_by_turns, most_per_sample=9)
+    more = made(given, monkeypatch, looks_by_turns, most_per_sample=9)
     assert len(more.demonstrations) == more.right == 9
     again = replayed(list(found.demonstrations), given, tmp_path)
     assert all(e.stop is StopReason.ANSWERED for e in again)
@@ -159,8 +157,8 @@ def test_an_answer_that_was_cut_off_or_is_lenient_only_is_not_kept(
         number = request.seed[1][1:]
         return say(f"{number} apples") if request.seed[2] % 2 else "so " * 200 + say(number)
 
-    found = kept(given, monkeypatch, nearly)
-    assert found == synth_kept.Kept((), tried=20, right=0, written=found.written)
+    found = made(given, monkeypatch, nearly)
+    assert found == kept.Kept((), tried=20, right=0, written=found.written)
 
 
 def test_samples_come_in_the_order_of_rl_and_are_drawn_as_rl_draws_them(
@@ -177,7 +175,7 @@ def test_samples_come_in_the_order_of_rl_and_are_drawn_as_rl_draws_them(
     warm = given.model_copy(
         update={"rollout": given.rollout.model_copy(update={"temperature": 0.7})}
     )
-    found = kept(warm, monkeypatch, noted, count=3, rollouts=2)
+    found = made(warm, monkeypatch, noted, count=3, rollouts=2)
     drawn = stream(task_of(given), "train", store=ImageStore(), start=0, count=3, seed=3)
     names = [s.id for s, _ in drawn]
     assert [d.sample for d in found.demonstrations] == [n for n in names for _ in range(2)]
@@ -190,7 +188,7 @@ def test_swapped_rollouts_have_the_partners_of_their_step(
 ) -> None:
     """The fifth question stands alone in its step but for one that came before."""
     changed = given.rollout.model_copy(update={"observation": "swapped"})
-    found = kept(
+    found = made(
         given.model_copy(update={"rollout": changed}), monkeypatch, looks_by_turns, count=6
     )
     assert found.tried == 5 * 4

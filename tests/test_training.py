@@ -28,8 +28,8 @@ from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import answer, per_turn, reward
 from saccade.rollout import Setup
 from saccade.run_folder import RunFolder
-from saccade.synth import Demonstration, write_demonstrations
-from saccade.synth_charts import demonstrations
+from saccade.synth.charts import demonstrations
+from saccade.synth.replay import Demonstration, write_demonstrations
 from saccade.tokens import pack
 from saccade.types import Episode, Group, Parsed, Sample, Score, StopReason, Turn, TurnRecord
 from saccade.worlds.shape_lessons import chain, whole

@@ -324,8 +324,8 @@ def synth(
 ) -> None:
     """Write demonstrations for charts, by an oracle that is good in most cases and bad in some."""
     from saccade.dialects import dialect as dialect_named
-    from saccade.synth import write_demonstrations
-    from saccade.synth_charts import demonstrations
+    from saccade.synth.charts import demonstrations
+    from saccade.synth.replay import write_demonstrations
     from saccade.tools import tools_described
 
     if dialect == "plain":
@@ -350,8 +350,8 @@ def synth_chains(
     tries: Annotated[int, typer.Option(min=1, help="Times that a sample is asked about.")] = 1,
 ) -> None:
     """Write demonstrations of reasoning with boxes that a base model makes itself."""
-    from saccade.synth import write_demonstrations
-    from saccade.synth_chains import self_made
+    from saccade.synth.chains import self_made
+    from saccade.synth.replay import write_demonstrations
 
     made = self_made(_recipe(recipe, overrides), split=split, start=start, count=count, tries=tries)
     if not made.demonstrations:

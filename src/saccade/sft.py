@@ -39,7 +39,7 @@ from saccade.models.tiny import save
 from saccade.progress import progress
 from saccade.recipe_files import check_same_run, dump_recipe
 from saccade.run_folder import RunFolder
-from saccade.synth import Demonstration, read_demonstrations, replay
+from saccade.synth.replay import Demonstration, read_demonstrations, replay
 from saccade.tokens import Pack, Tree, flatten, pack, tokenize
 
 __all__ = ["run", "trainable"]

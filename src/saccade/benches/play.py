@@ -33,7 +33,7 @@ from saccade.progress import progress
 from saccade.renderers.qwen2vl import Qwen2VLRenderer
 from saccade.rewards import Reward, Rubric
 from saccade.rollout import Setup
-from saccade.synth import Demonstration, replay
+from saccade.synth.replay import Demonstration, replay
 from saccade.tokens import Batch, batch, episode_tree, flatten, tokenize
 from saccade.tools import ToolBox, tools_named
 from saccade.tools.spec import XCoordinate, YCoordinate, tool

@@ -31,10 +31,10 @@ from saccade.ladder.arms import Arm, Data
 from saccade.measure import rows_of
 from saccade.progress import progress
 from saccade.run_folder import RunFolder
-from saccade.synth import Demonstration, write_demonstrations
-from saccade.synth_chains import self_made
-from saccade.synth_gold import gold_chains
-from saccade.synth_kept import answers_only, kept_rollouts
+from saccade.synth.chains import self_made
+from saccade.synth.gold import gold_chains
+from saccade.synth.kept import answers_only, kept_rollouts
+from saccade.synth.replay import Demonstration, write_demonstrations
 from saccade.tasks import BETWEEN_SEEDS
 from saccade.tasks.stored import Stored
 from saccade.types import Outcome

@@ -25,7 +25,7 @@ from saccade.image_store import ImageStore
 from saccade.observing import partners_among
 from saccade.progress import progress
 from saccade.rollout import Failures, rollout
-from saccade.synth import Demonstration
+from saccade.synth.replay import Demonstration
 from saccade.tasks import Task, stream
 from saccade.types import Answer, Episode, Parsed, Sample, StopReason
 

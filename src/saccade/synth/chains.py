@@ -29,7 +29,7 @@ from saccade.image_store import ImageStore
 from saccade.progress import progress
 from saccade.rewards.grounded import SAME
 from saccade.rollout import Failures, Setup, rollout
-from saccade.synth import Demonstration
+from saccade.synth.replay import Demonstration
 from saccade.types import Answer, BoxNamed, Episode, Parsed, Sample
 from saccade.worlds.shape_lessons import counted_name
 from saccade.worlds.shapes import CLEAR, directions

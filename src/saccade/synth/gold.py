@@ -12,8 +12,8 @@ from saccade.dialects.grounded import Grounded
 from saccade.errors import DataError
 from saccade.image_store import ImageStore
 from saccade.progress import progress
-from saccade.synth import Demonstration
-from saccade.synth_chains import chain_of, notation_of, pointing_setup
+from saccade.synth.chains import chain_of, notation_of, pointing_setup
+from saccade.synth.replay import Demonstration
 from saccade.tasks import stream
 from saccade.types import BoxNamed
 from saccade.worlds.lessons import rounded_box

@@ -14,7 +14,7 @@ import numpy as np
 from saccade.dialects import Dialect
 from saccade.geometry import Box, Frame
 from saccade.progress import progress
-from saccade.synth import Demonstration
+from saccade.synth.replay import Demonstration
 from saccade.types import Answer, Parsed, ToolCall
 from saccade.worlds.chart_data import Mark
 from saccade.worlds.charts import ChartItem, item
