@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -109,11 +110,31 @@ class Deployments:
 
         self.options: dict[str, dict[str, Any]] = {}
         self.bound: dict[str, tuple[Any, ...]] = {}
-        asked = SimpleNamespace(result=lambda timeout_s: Ready(1))
-        ready = SimpleNamespace(remote=lambda: asked)
-        patch.setattr(ray, "is_initialized", lambda: True)
+        self.is_connected = True
+        self.address: str | None = None
+        self.apps: list[str] = []
+        self.ended: list[str] = []
+        patch.setattr(ray, "is_initialized", lambda: self.is_connected)
+        patch.setattr(ray, "init", self._init)
+        patch.setattr(ray, "shutdown", lambda: self.ended.append("connection"))
         patch.setattr(serve, "deployment", self._deployment)
-        patch.setattr(serve, "run", lambda *_, **__: SimpleNamespace(ready=ready))
+        patch.setattr(serve, "run", self._run)
+        patch.setattr(serve, "delete", self.ended.append)
+        patch.setattr(serve, "shutdown", lambda: self.ended.append("cluster"))
+
+    def _init(self, *, address: str, **_: Any) -> None:
+        self.is_connected, self.address = True, address
+
+    def _run(self, _: Any, *, name: str, **__: Any) -> Any:
+        self.apps.append(name)
+        asked = SimpleNamespace(result=self.result)
+        return SimpleNamespace(
+            ready=SimpleNamespace(remote=lambda: asked),
+            shutdown=lambda: self.ended.append("handle"),
+        )
+
+    def result(self, timeout_s: float) -> Ready:
+        return Ready(1)
 
     def _deployment(self, *, name: str, **options: Any) -> Any:
         self.options[name] = options
@@ -156,6 +177,74 @@ def test_ray_is_told_how_groups_are_scaled_and_what_they_may_use() -> None:
             serving.served(wrong)
 
 
+@pytest.mark.parametrize("address", [None, "10.0.0.7:6379"])
+def test_of_a_cluster_of_others_only_what_is_ours_is_ended(
+    monkeypatch: pytest.MonkeyPatch, address: str | None
+) -> None:
+    given = Deployments(monkeypatch)
+    given.is_connected = False
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")  # of others, and not asked for
+    ways = [RayTools({"views": ("crop",)}, address=address)]
+    assert given.address == (address or "local")
+    ways.append(RayTools({"views": ("crop",)}, address=address))  # connected already
+    assert len(set(given.apps)) == 2
+    for way in reversed(ways):
+        way.close()
+    first, second = given.apps
+    whole = ["cluster"] if address is None else []
+    assert given.ended == ["handle", second, "handle", first, *whole, "connection"]
+
+
+def test_what_was_started_before_a_failure_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = Deployments(monkeypatch)
+    given.is_connected = False
+
+    def late(timeout_s: float) -> Ready:
+        if len(given.apps) > 1:
+            raise TimeoutError("no word")
+        return Ready(1)
+
+    given.result = late  # type: ignore[method-assign]
+    with pytest.raises(ToolUnavailable, match="no word"):
+        RayTools({"views": ("crop",), "others": ("rotate",)})
+    assert given.ended == ["handle", "handle", *given.apps, "cluster", "connection"]
+
+
+def test_a_run_on_the_same_cluster_leaves_the_replicas_of_another(
+    way: RayTools, nodes: Cluster
+) -> None:
+    code = (
+        "from saccade.toolserver.ray_tools import RayTools\n"
+        f"RayTools({{'views': ('crop',)}}, address={nodes.address!r}).close()\n"
+        "print('ended')\n"
+    )
+    before = set(_replicas())
+    other = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True
+    )
+    assert other.stdout.split()[-1] == "ended"
+    assert run(way, "crop", image=noise(), box=Box(0, 0, 9, 9))
+    assert set(_replicas()) == before
+
+
+def test_callers_of_a_new_picture_put_it_once(
+    way: RayTools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = []
+    monkeypatch.setattr(
+        ray_tools, "_put", lambda view, put_=ray_tools._put: put.append(1) or put_(view)
+    )
+    view = noise(seed=77)
+
+    async def many() -> None:
+        boxes = [Box(n, 0, 40, 20) for n in range(4)]
+        calls = (way.run(TOOLS["crop"], {"image": view, "box": b}, deadline_s=60) for b in boxes)
+        await asyncio.gather(*calls)
+
+    asyncio.run(many())
+    assert put == [1]
+
+
 def test_a_group_gets_more_replicas_while_calls_wait_for_it(nodes: Cluster) -> None:
     from ray import serve
 
@@ -164,7 +253,8 @@ def test_a_group_gets_more_replicas_while_calls_wait_for_it(nodes: Cluster) -> N
     picture = noise(width=900, height=900)
 
     def running() -> int:
-        found = serve.status().applications["saccade-growing"].deployments["growing"]
+        [app] = way._apps
+        found = serve.status().applications[app].deployments["growing"]
         return found.replica_states.get("RUNNING", 0)
 
     async def until_there_are_two() -> None:
@@ -198,7 +288,7 @@ def test_replicas_that_can_not_make_their_tools_say_why_and_are_ended(nodes: Clu
 
     with pytest.raises(RecipeError, match="No tool named 'no_such_tool'"):
         RayTools({"none": ("no_such_tool",)})
-    assert "saccade-none" not in serve.status().applications
+    assert not [a for a in serve.status().applications if a.startswith("saccade-none")]
 
 
 def test_a_mistake_is_the_same_sentence_as_here(way: RayTools) -> None:

@@ -340,7 +340,8 @@ class ServiceConfig(Section):
     gpus: dict[str, Weight] = {}
     """Share of a GPU that each process of a group takes, for `ray`."""
     ray_address: str | None = None
-    """Of a cluster; null: one is started on this machine."""
+    """Of a cluster, of which only our own deployments are ended; null: one is started on this
+    machine for this run, whatever RAY_ADDRESS says."""
     memory_mb: Positive | None = 4096
     """Address space of a worker process beyond what it starts with; null: no limit."""
     niceness: Annotated[int, Field(ge=0, le=19)] = 0

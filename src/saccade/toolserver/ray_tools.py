@@ -8,6 +8,9 @@ deadline says so when it is asked for its health, and is replaced.
 A replica runs one call at a time, and calls of a tool whose model answers several in one pass at
 the same time: as many as share a pass, and as many again that are the next batch.
 
+A cluster belongs to others too: of what runs there only our own deployments are ended, each of
+which has a name of its own; a cluster that was started here is ended as a whole.
+
 Left out on purpose: starting a cluster; without an address one is started on this machine alone.
 """
 
@@ -17,6 +20,7 @@ import asyncio
 import logging
 import sys
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -76,22 +80,27 @@ class RayTools(Elsewhere):
         from ray import serve
 
         self._batches = _batches(groups, backends)
-        self._is_ours = not ray.is_initialized()
+        self._connects = not ray.is_initialized()
+        self._owns_cluster = self._connects and address is None
+        self._handles: dict[str, Any] = {}
+        self._health: dict[str, WorkersHealth] = {}
+        self._most: dict[str, int] = {}
+        """Replicas that there may be."""
+        self._apps: list[str] = []
+        self._pictures: OrderedDict[str, tuple[list[Any], int, int]] = OrderedDict()
+        self._putting: dict[str, asyncio.Future[tuple[list[Any], int, int]]] = {}
+        run = uuid.uuid4().hex[:8]
         try:
-            if self._is_ours:
+            if self._connects:
                 ray.init(
-                    address=address,
+                    # "local" is a new one, whatever RAY_ADDRESS says and whatever runs here
+                    address=address or "local",
                     include_dashboard=False if address is None else None,
                     logging_level=logging.ERROR,
                     log_to_driver=False,
                 )
             logging.getLogger("ray.serve").setLevel(logging.ERROR)
             choices = {kind: choice.model_dump() for kind, choice in (backends or {}).items()}
-            self._handles: dict[str, Any] = {}
-            self._health: dict[str, WorkersHealth] = {}
-            self._most: dict[str, int] = {}
-            """Replicas that there may be."""
-            self._apps: list[str] = []
             for group, names in groups.items():
                 count = (replicas or {}).get(group, 1)
                 batches = {n: self._batches[n] for n in names}
@@ -109,21 +118,21 @@ class RayTools(Elsewhere):
                     graceful_shutdown_timeout_s=1,
                     logging_config={"log_level": "ERROR"},
                 )(_Replica)
-                app = f"saccade-{group}"
+                app = f"saccade-{group}-{run}"
+                self._apps.append(app)
                 bound = deployed.bind(tuple(names), choices, memory_mb, batches)
                 handle = serve.run(bound, name=app, route_prefix=None)
-                self._apps.append(app)
-                _check_ready(handle)
                 health = WorkersHealth(group, count)
                 for name in names:
                     self._handles[name], self._health[name] = handle, health
                     self._most[name] = max(count, (autoscale_to or {}).get(group, 0))
+                _check_ready(handle)
         except SaccadeError:
             self.close()
             raise
         except (RuntimeError, ConnectionError, OSError) as error:
+            self.close()
             raise ToolUnavailable(f"Ray does not start the tools: {error}") from error
-        self._pictures: OrderedDict[str, tuple[list[Any], int, int]] = OrderedDict()
 
     def capacity(self, name: str) -> int:
         """Calls of a tool that it takes at the same time; where replicas come with calls, as many
@@ -140,6 +149,8 @@ class RayTools(Elsewhere):
         import ray
         from ray import serve
 
+        if not ray.is_initialized():  # it was never reached
+            return
         # what Ray says as it ends would stand among what a program reads
         with redirect_stdout(sys.stderr):
             # before Ray goes: what counts calls for autoscaling would start it anew, and a process
@@ -148,8 +159,9 @@ class RayTools(Elsewhere):
                 handle.shutdown()
             for app in self._apps:
                 serve.delete(app)
-            if self._is_ours:
+            if self._owns_cluster:
                 serve.shutdown()
+            if self._connects:
                 ray.shutdown()
 
     async def run(
@@ -209,8 +221,14 @@ class RayTools(Elsewhere):
         """Where a picture is in the object store; in a list, or Ray would fetch it for the call."""
         key = view.ref.key
         if key not in self._pictures:
-            # pixels may have to be made, and are copied
-            self._pictures[key] = await asyncio.to_thread(_put, view)
+            putting = self._putting.get(key)
+            if putting is None:
+                # pixels may have to be made, and are copied
+                putting = asyncio.ensure_future(asyncio.to_thread(_put, view))
+                self._putting[key] = putting
+                putting.add_done_callback(lambda _: self._putting.pop(key, None))
+            # shielded: a caller that leaves must not take it from those who wait for it too
+            self._pictures[key] = await asyncio.shield(putting)
         held = self._pictures[key]
         self._pictures.move_to_end(key)
         while len(self._pictures) > 1 and (
