@@ -14,13 +14,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from saccade.config import RlConfig
 from saccade.dialects import NOTATIONS
 from saccade.dialects.grounded import Grounded
 from saccade.errors import RecipeError
-from saccade.geometry import Box, Frame
+from saccade.geometry import Box, Frame, iou
 from saccade.grounding import boxes_named
+from saccade.images import beside, root_view
 from saccade.rewards import (
     Rubric,
     answer,
@@ -34,6 +36,7 @@ from saccade.rewards import (
 from saccade.rewards.grounded import boxes_of, counted, things_in
 from saccade.rl import rubric_of
 from saccade.types import (
+    BoxNamed,
     Episode,
     Evidence,
     ImageRef,
@@ -88,6 +91,35 @@ def test_honest_right_answers_earn_most() -> None:
     assert ours(HONEST_RELATION, RELATION) == pytest.approx(1.2)
     assert ours(HONEST_COUNT, COUNT) == pytest.approx(1.4)
     assert ours(HONEST_NONE, NONE) == pytest.approx(1.4)
+
+
+def test_one_place_on_several_views_is_one_place() -> None:
+    """Three views of one square passed for three things."""
+    whole = root_view(Image.new("RGB", (1000, 1000)))
+    views = [
+        whole,
+        whole.crop(Box(80, 80, 480, 480)),
+        whole.crop(Box(81, 81, 481, 481)).rotate(180),
+        beside(whole.crop(Box(60, 60, 260, 260)), whole),
+    ]
+    square = Box(100, 100, 140, 140)
+    on = [square, square.moved(-80, -80), Box(341, 341, 381, 381), Box(40, 40, 80, 80)]
+    for view, box in zip(views, on, strict=True):
+        [(root, place)] = view.ref.on_roots(box)
+        assert root == whole.ref
+        assert iou(place, square) > 0.9
+    text = turn("cups cups cups", "3")
+    sample = Sample("c", "How many cups are there?", (whole.ref,), "3", kind="count")
+    named = tuple(BoxNamed(v.ref, b, "cup") for v, b in zip(views, on, strict=True))
+    cheat = replace(episode(text, sample), turns=(TurnRecord(Grounded().parse(text), named=named),))
+    found = boxes_of(cheat)
+    assert (len(found.good), found.redundant, things_in(found.good)) == (1, 3, 1)
+    assert things_in(named) == 1
+    assert grounded_count(cheat, sample) == 0
+    corner = whole.rotate(45).ref  # white, and of no original
+    on_white = cheat.turns[0]._replace(named=(BoxNamed(corner, Box(0, 0, 50, 50), "cup"),))
+    nowhere = replace(cheat, turns=(on_white,))
+    assert (boxes_of(nowhere).good, boxes_of(nowhere).specks) == ((), 1)
 
 
 # --- strings that break the published rewards -----------------------------------------------------

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from saccade.dialects import NOTATIONS
 from saccade.dialects.grounded import Grounded
@@ -22,10 +23,12 @@ from saccade.evaluate import (
 from saccade.geometry import Box, Frame
 from saccade.grounding import boxes_named
 from saccade.grounding_figures import Grounding, grounding_of, mean_matched_iou
+from saccade.images import root_view
 from saccade.ladder.figures.draws import Resampling
 from saccade.ladder.figures.statistics import arm_figures, differences
 from saccade.rewards import Rubric, answer
 from saccade.types import (
+    BoxNamed,
     Episode,
     Evidence,
     ImageRef,
@@ -99,6 +102,38 @@ def test_one_box_serves_one_thing_where_matches_are_one_to_one() -> None:
     assert found.mean_iou == pytest.approx(0.5, abs=0.03)
     assert found.recall_iou is not None
     assert found.recall_iou > 0.85
+
+
+def test_boxes_on_a_masked_picture_are_told_as_on_its_original() -> None:
+    """Their agreement with what they name was 0, and so was the published frame error's IoU."""
+    shown = root_view(Image.new("RGB", (640, 480)))
+    hidden = shown.masked([Box(500, 400, 600, 470)])
+    golds = tuple(Evidence(shown.ref, box, "cup") for box in TWO)
+    sample = Sample("s", "How many?", (shown.ref,), "2", golds, kind="count")
+    found = []
+    for view in (shown, hidden):
+        named = tuple(BoxNamed(view.ref, box, "cup") for box in TWO)
+        told = replace(episode([]), sample=sample)
+        told = replace(told, turns=(told.turns[0]._replace(named=named),))
+        found.append(grounding_of(told, frame=resized))
+    assert found[0] == found[1]
+    assert (found[0].f1, found[0].agreement) == (1.0, 1.0)
+    assert found[0].union_iou_unscaled
+
+
+def test_boxes_where_nothing_is_to_be_counted_are_told() -> None:
+    """They stand in no other figure, for want of evidence."""
+    none = replace(
+        episode(written(*TWO), (), said="0"), sample=Sample("s", "?", (IMAGE,), "0", kind="count")
+    )
+    assert grounding_of(none, frame=resized).on_nothing == 1.0
+    without = replace(none, turns=(none.turns[0]._replace(named=()),))
+    assert grounding_of(without, frame=resized).on_nothing == 0.0
+    for other in (
+        episode(written(*TWO)),
+        replace(none, sample=replace(none.sample, kind="relation")),
+    ):
+        assert grounding_of(other, frame=resized).on_nothing is None
 
 
 def test_no_box_is_nothing_found_and_no_evidence_is_nothing_to_find() -> None:

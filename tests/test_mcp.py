@@ -111,6 +111,7 @@ def test_a_picture_that_came_back_can_be_named_in_the_next_call() -> None:
     [
         ("crop", {"image": "img_none", "box": [0, 0, 9, 9]}, "No image named 'img_none' is held"),
         ("crop", {"image": "data:image/png;base64,@@", "box": [0, 0, 9, 9]}, "no base64"),
+        ("crop", {"image": "data:image/png;base64,\xe9", "box": [0, 0, 9, 9]}, "no base64"),
         ("crop", {"image": "data:image/png,xx", "box": [0, 0, 9, 9]}, "base64 data URI"),
         ("crop", {"image": "data:image/png;base64,AAAA", "box": [0, 0, 9, 9]}, "accepted format"),
         ("crop", {"image": "/etc/passwd", "box": [0, 0, 9, 9]}, "No image named '/etc/passwd'"),

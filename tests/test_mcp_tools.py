@@ -7,25 +7,28 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mcp_types as types
 import numpy as np
 import pytest
+from mcp.server.lowlevel.server import Server
 from PIL import Image, ImageOps
 
 from saccade.config import McpConfig, Recipe
 from saccade.dialects import dialect
 from saccade.engines import Sampling
 from saccade.engines.scripted import ScriptedEngine
-from saccade.errors import RecipeError, ToolError, ToolUnavailable
+from saccade.errors import RecipeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
 from saccade.rollout import Limits, Setup, run_episode
 from saccade.tools import ToolBox
 from saccade.tools.running import Returned
-from saccade.toolserver import mcp_tools
+from saccade.toolserver import mcp_tools, serving
 from saccade.toolserver.mcp_tools import MOST_CHARACTERS, MOST_SAID, McpTools
 from saccade.toolserver.serving import served
 from saccade.types import Sample, StopReason, Text
@@ -230,6 +233,89 @@ def test_a_server_that_never_tells_its_tools_is_not_waited_for(
     with pytest.raises(ToolUnavailable, match=r"mute did not tell its tools in 0\.5 s"):
         made.tools(["x"])
     made.close()
+
+
+TEXT = {"type": "string"}
+NULL = {"type": "null"}
+
+
+@pytest.fixture
+def odd(monkeypatch: pytest.MonkeyPatch) -> Iterator[McpTools]:
+    """A server whose answers are none, and whose schemas allow null."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "q": TEXT,
+            "any": {"anyOf": [TEXT, NULL], "default": None, "title": "Any"},
+            "one": {"type": ["integer", "null"]},
+            "pick": {"oneOf": [{"type": "string", "enum": ["a", "b"]}, NULL]},
+            "either": {"anyOf": [TEXT, {"type": "integer"}, NULL]},
+        },
+        "required": ["q"],
+    }
+    number = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+    async def listed(_: Any, __: Any) -> types.ListToolsResult:
+        tool = partial(types.Tool, description="d", input_schema=schema)
+        made = [tool(name=n) for n in ("letters", "nonsense")]
+        return types.ListToolsResult(tools=[*made, tool(name="unlike", output_schema=number)])
+
+    async def called(_: Any, asked: types.CallToolRequestParams) -> types.CallToolResult:
+        if asked.name == "unlike":
+            return types.CallToolResult(
+                content=[types.TextContent(type="text", text="x")], structured_content={"n": "no"}
+            )
+        if asked.name == "letters":
+            picture = types.ImageContent(type="image", data="\xe9", mime_type="image/png")
+            return types.CallToolResult(content=[picture])
+        return types.CallToolResult.model_construct(content=[{"type": "nonsense"}])
+
+    server = Server("odd", on_list_tools=listed, on_call_tool=called)
+    monkeypatch.setattr(mcp_tools._Server, "_place", lambda self: server)
+    made = McpTools({"odd": McpConfig(command=("unused",))})
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("letters", "MCP tool letters gave a picture that is none"),
+        ("unlike", "MCP server odd on unlike gave what it may not give: RuntimeError"),
+        ("nonsense", "MCP server odd on nonsense gave what it may not give: ValidationError"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
+def test_an_answer_that_is_none_is_a_crash_of_the_tool(
+    odd: McpTools, name: str, words: str
+) -> None:
+    with pytest.raises(ToolCrashed, match=words):
+        run(odd, name, q="a")
+
+
+def test_arguments_that_may_be_null_are_told_to_the_model(odd: McpTools) -> None:
+    [tool] = odd.tools(["letters"])
+    told = {p.name: (p.kind, p.nullable, p.choices) for p in tool.parameters}
+    assert told == {
+        "q": ("text", False, ()),
+        "any": ("text", True, ()),
+        "one": ("integer", True, ()),
+        "pick": ("choice", True, ("a", "b")),
+    }
+
+
+def test_what_runs_beside_a_server_that_is_not_there_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed = []
+    monkeypatch.setattr(serving.InThreads, "close", lambda self: closed.append("threads"))
+    monkeypatch.setattr(McpTools, "close", lambda self: closed.append("mcp"))
+    recipe = Recipe.model_validate(
+        {"tools": ["crop", "negative"], "mcp": {"gone": {"command": ["no-such-program-here"]}}}
+    )
+    with pytest.raises(ToolUnavailable, match="MCP server gone can't be reached"):
+        served(recipe)
+    assert closed == ["threads", "mcp"]
 
 
 def test_a_tool_that_is_offered_by_none_or_can_not_be_written_is_refused(

@@ -8,12 +8,21 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from saccade.backends import Printed, Reader, builtin_backends, made, rapidocr_reader
+from saccade import plugins
+from saccade.backends import (
+    Detector,
+    Pointer,
+    Printed,
+    Reader,
+    all_made,
+    builtin_backends,
+    rapidocr_reader,
+)
 from saccade.backends.remembered import Remembered
 from saccade.benches.found import bench_found
 from saccade.benches.judges import LEAST_PX
@@ -97,7 +106,7 @@ def test_a_package_that_is_missing_is_named_with_the_way_to_get_it(
 
 @pytest.fixture(scope="module")
 def rapid() -> Reader:
-    reader = made("reader", BackendChoice())
+    reader = all_made(["reader"])["reader"]
     assert isinstance(reader, Reader)
     return reader
 
@@ -134,7 +143,7 @@ def test_the_table_of_print_counts_words_characters_and_what_is_no_print(
         Printed(f"{first[:-1]}# {rest}", title.box, 1.0),
         Printed("ghost", nowhere, 1.0),
     ]
-    monkeypatch.setattr("saccade.benches.judges.made", lambda *_: Scripted(lines))
+    monkeypatch.setattr("saccade.benches.judges.all_made", lambda *_: {"reader": Scripted(lines)})
     monkeypatch.setattr("saccade.benches.found.figure", lambda *_, **__: item)
     [row] = bench_found(count=1, varieties=("plain",), what=("print",), show=False)
     assert row.there == words
@@ -236,7 +245,7 @@ def test_however_many_ask_at_once_the_models_are_made_once_and_asked_by_one_thre
 
     monkeypatch.setattr(rapidocr_reader, "_models", models)
     monkeypatch.setattr(rapidocr_reader, "_engines", {})
-    reader = made("reader", BackendChoice())
+    reader = all_made(["reader"])["reader"]
     pictures = [Image.new("RGB", (40 + n, 30), "white") for n in range(12)]
     with ThreadPoolExecutor(12) as pool:
         assert list(pool.map(reader.read, pictures)) == [[]] * 12
@@ -306,6 +315,35 @@ def test_as_many_pictures_are_remembered_as_were_asked_for_those_asked_last() ->
     assert [seen.of(p, look) for p in (a, b, a, c, a, b)] == [1, 2, 1, 3, 1, 4]
 
 
+class Noting(Reader):
+    """Reads nothing, and notes of what sizes it saw pictures."""
+
+    name = "noting"
+    sizes: ClassVar[list[tuple[int, int]]] = []
+
+    def read_anew(self, picture: Image.Image) -> list[Printed]:
+        self.sizes.append(picture.size)
+        return []
+
+
+def test_all_that_look_at_print_share_the_chosen_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read a picture anew, and by RapidOCR, whatever a recipe said."""
+    monkeypatch.setattr(plugins, "load", lambda group, name: Noting)
+    chosen = {"reader": BackendChoice(name="noting")}
+    made = all_made(["pointer", "detector"], chosen)
+    detector, pointer, reader = (made[kind] for kind in ("detector", "pointer", "reader"))
+    assert isinstance(detector, Detector)
+    assert isinstance(pointer, Pointer)
+    assert isinstance(reader, Reader)
+    picture = Image.new("RGB", (30, 20))
+    detector.detect(picture, "title")
+    pointer.point(picture, "title")
+    reader.read(picture)
+    assert Noting.sizes == [(30, 20)]
+    assert {*all_made(["segmenter"], chosen)} == {"segmenter"}
+    assert {*all_made(["reader", "segmenter"], chosen)} == {"reader", "segmenter"}
+
+
 def test_a_look_that_failed_is_made_again() -> None:
     def fail(picture: Image.Image) -> int:
         raise OSError("no")
@@ -315,5 +353,6 @@ def test_a_look_that_failed_is_made_again() -> None:
     for _ in range(2):
         with pytest.raises(OSError, match="no"):
             seen.of(picture, fail)
+        assert not seen._looking
     assert seen.of(picture, lambda _: 5) == 5
     assert seen.of(picture, fail) == 5

@@ -9,7 +9,7 @@ import pytesseract
 import pytest
 from PIL import Image
 
-from saccade.backends import Reader, made
+from saccade.backends import Reader, all_made
 from saccade.config import BackendChoice
 from saccade.errors import RecipeError, ToolError
 from saccade.geometry import Box
@@ -44,7 +44,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def reader(model: str | None = None) -> Reader:
-    found = made("reader", BackendChoice(name="tesseract", model=model))
+    found = all_made(["reader"], {"reader": BackendChoice(name="tesseract", model=model)})["reader"]
     assert isinstance(found, Reader)
     return found
 

@@ -28,19 +28,19 @@ import troublesome_tools
 from hostile_requests import AUTH, TOKEN, Peak, answer_all, free_port, noise, png, send
 from saccade.cli import app
 from saccade.config import Recipe
-from saccade.errors import RecipeError, ToolError, ToolUnavailable
+from saccade.errors import RecipeError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Box, Point
 from saccade.images import OPERATIONS, ImageView
 from saccade.tools import Tool, builtin_tools, tool
 from saccade.tools.running import InThreads, MissedDeadline, Returned
 from saccade.toolserver import serving
 from saccade.toolserver.controller import Controller, Way
-from saccade.toolserver.guests import GuestLimits, Guests
+from saccade.toolserver.guests import GuestLimits, Guests, NotHeld
 from saccade.toolserver.http_service import service
 from saccade.toolserver.remote import Remote
 from saccade.toolserver.serving import serve_tools
 from saccade.toolserver.workers import Workers
-from saccade.types import ImageShown, Text
+from saccade.types import ImageShown, Text, ToolResult
 
 TOOLS = builtin_tools()
 LIGHT = [t for t in TOOLS.values() if not t.needs and not t.is_answer]
@@ -178,6 +178,73 @@ def test_a_service_that_is_gone_is_left_out_and_another_one_is_asked(running: Ru
     assert first.died == 1
     with pytest.raises(ToolUnavailable, match=rf"No service ran crop .*{gone}"):
         run(Remote([gone], token=TOKEN), "crop", {"image": noise(), "box": Box(0, 0, 9, 9)})
+
+
+def there(**answers: Any) -> Remote:
+    """A client of a service that answers so: to questions for tools, with pictures, to calls."""
+    usual: dict[str, Any] = {
+        "tools": [{"name": "crop", "version": 1}],
+        "pictures": {"image": "img_0"},
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        kind = "call" if request.url.path.startswith("/tools/") else request.url.path.split("/")[1]
+        if request.method == "GET" and kind == "pictures":
+            kind = "picture"
+        given = (usual | answers)[kind]
+        if callable(given):
+            given = given()
+        status, value = given if isinstance(given, tuple) else (200, given)
+        if isinstance(value, bytes):
+            return httpx.Response(status, content=value)
+        return httpx.Response(status, json=value)
+
+    way = Remote(["http://there"], token=TOKEN)
+    way._client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    return way
+
+
+PICTURE = {"failed": False, "images": [{"key": "f" * 64, "width": 9, "height": 9}]}
+
+
+@pytest.mark.parametrize(
+    ("answers", "error", "words"),
+    [
+        (
+            {"tools": {"hello": 1}},
+            ToolUnavailable,
+            "there is no service of tools, it says {'hello'",
+        ),
+        ({"pictures": ["hello"]}, ToolUnavailable, "took a picture and named none"),
+        ({"call": ["hello"]}, ToolCrashed, "gave what no tool gives"),
+        (
+            {"call": PICTURE | {"parts": [{"type": "view", "image": 0}]}, "picture": b"abc"},
+            ToolCrashed,
+            "gave what no tool gives",
+        ),
+    ],
+)
+def test_what_is_no_answer_of_a_service_is_a_failure_and_no_bug_of_ours(
+    answers: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        run(there(**answers), "crop", dict(CALLS[0][1]))
+
+
+def test_a_service_that_came_back_without_the_tool_is_not_the_models_mistake() -> None:
+    versions = iter([[{"name": "crop", "version": 1}], [{"name": "rotate", "version": 1}]])
+    gone = (404, {"kind": "NoTool", "error": "No tool named 'crop'. Available: rotate."})
+    with pytest.raises(
+        ToolUnavailable, match=r"No service ran crop \(none has version 1|No tool named"
+    ):
+        run(there(tools=lambda: next(versions), call=gone), "crop", dict(CALLS[0][1]))
+    assert next(versions, None) is None  # it was asked again
+
+
+def test_a_tool_that_there_is_not_is_no_address(running: Running) -> None:
+    answer = httpx.post(f"{running.url}/tools/fly", json={}, headers=AUTH)
+    assert answer.status_code == 404
+    assert answer.json()["error"].startswith("No tool named 'fly'. Available: crop")
 
 
 def test_a_tool_that_no_service_has_in_this_version_is_refused(running: Running) -> None:
@@ -660,6 +727,43 @@ def test_what_is_held_is_bounded_and_what_was_dropped_is_told(running: Running) 
     )
     assert answer.status_code == 409
     assert "send its bytes first, or again" in answer.json()["error"]
+
+
+@tool
+def late(image: ImageView) -> str:
+    """Look at a picture when it is told to."""
+    LOOK.wait(10)
+    return f"{image.pixels.size}"
+
+
+LOOK = threading.Event()
+
+
+@pytest.mark.parametrize(("held", "is_there"), [(3, True), (1, False)])
+def test_a_picture_that_a_call_waits_with_is_dropped_last_and_then_asked_for_again(
+    held: int, is_there: bool
+) -> None:
+    """It was dropped by those that came later, and the call told of a crash."""
+    LOOK.clear()
+    limits = GuestLimits(held_bytes=held * 3 * 60 * 40)
+    guests = Guests([late], runner=Controller(InThreads()), limits=limits)
+
+    async def play() -> ToolResult:
+        name, _ = await guests.take(png(noise(0)))
+        call = asyncio.ensure_future(guests.call("late", {"image": name}))
+        await asyncio.sleep(0.1)
+        others = [(await guests.take(png(noise(seed))))[0] for seed in range(1, 5)]
+        assert [*guests._images] == ([name] if is_there else []) + others[-2 if is_there else -1 :]
+        LOOK.set()
+        return await call
+
+    if is_there:
+        [said] = asyncio.run(play()).parts
+        assert said == Text("(60, 40)")
+    else:
+        with pytest.raises(NotHeld, match="send its bytes first, or again"):
+            asyncio.run(play())
+    assert not guests._in_use
 
 
 def test_a_picture_that_a_tool_made_of_nothing_is_dropped_as_any_other() -> None:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from saccade.geometry import Box, Point
 from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
 from saccade.tools import builtin_tools
-from saccade.tools.running import InThreads, Returned
+from saccade.tools.running import InThreads, MissedDeadline, Returned
 from saccade.toolserver import in_child
 from saccade.toolserver.shared_pictures import SharedPictures, picture_in
 from saccade.toolserver.wire import parts_from_json, parts_to_json
@@ -171,6 +172,65 @@ def test_a_hung_call_is_killed_at_its_deadline_and_the_next_one_is_served(
     assert trouble.health()[0].killed == 1
 
 
+def test_a_call_that_waited_too_long_leaves_the_workers_alone(trouble: Workers) -> None:
+    """All workers of the group were killed, whatever they were doing."""
+    [before] = run(trouble, "who")
+
+    async def two() -> tuple[list[Returned], float]:
+        calling = asyncio.create_task(
+            trouble.run(TOOLS["sleeper"], {"seconds": 1.5}, deadline_s=20)
+        )
+        await asyncio.sleep(0.1)
+        began = time.monotonic()
+        with pytest.raises(MissedDeadline, match=r"deadline of 0\.3 s"):
+            await trouble.run(TOOLS["sleeper"], {"seconds": 0.01}, deadline_s=0.3)
+        waited = time.monotonic() - began
+        return await calling, waited
+
+    [said], waited = asyncio.run(two())
+    assert isinstance(said, Text)
+    assert said.text.startswith("slept 1.5 s")
+    assert waited < 1.0
+    assert run(trouble, "who") == [before]
+    [health] = trouble.health()
+    assert (health.died, health.killed) == (0, 0)
+
+
+def test_a_call_that_began_late_ends_at_its_deadline_all_the_same(trouble: Workers) -> None:
+    run(trouble, "who")
+
+    async def two() -> float:
+        first = asyncio.create_task(trouble.run(TOOLS["sleeper"], {"seconds": 0.7}, deadline_s=20))
+        await asyncio.sleep(0.05)
+        began = time.monotonic()
+        with pytest.raises(MissedDeadline):
+            await trouble.run(TOOLS["sleeper"], {"seconds": 9.0}, deadline_s=1.2)
+        waited = time.monotonic() - began
+        assert await first
+        return waited
+
+    assert asyncio.run(two()) < 1.7  # it had 1.2 from when it began, which was at 0.7
+    assert run(trouble, "who")
+    assert trouble.health()[0].killed == 1
+
+
+def test_a_pool_that_takes_up_nothing_is_made_anew(
+    trouble: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [before] = run(trouble, "who")
+    [group] = set(trouble._groups.values())
+    monkeypatch.setattr(group.pool, "schedule", lambda *_, **__: Future())
+    with pytest.raises(MissedDeadline):
+        run(trouble, "who", deadline_s=0.2)
+    assert group.pool is not None  # its workers may only be starting
+    assert group.health.killed == 0
+    group.starts_s = 0.0
+    with pytest.raises(MissedDeadline):
+        run(trouble, "who", deadline_s=0.2)
+    assert group.health.killed == 1
+    assert run(trouble, "who") != [before]
+
+
 def test_a_tool_that_eats_all_memory_is_named_with_its_limit(trouble: Workers) -> None:
     assert run(trouble, "glutton", megabytes=10)
     with pytest.raises(ToolCrashed, match="died of 1500 MB of memory, which is its limit"):
@@ -282,6 +342,71 @@ def test_pictures_are_taken_away_and_brought_again_as_room_is_needed() -> None:
             assert len(workers._pictures._blocks) <= 2
 
     asyncio.run(many())
+    workers.close()
+
+
+def slow_view(go: threading.Event, made: list[int]) -> ImageView:
+    """One whose pixels are made when `go` is set."""
+    view = noise(5)
+
+    def pixels() -> Image.Image:
+        go.wait(10)
+        made.append(1)
+        return view.pixels
+
+    return ImageView(view.ref, _source=pixels)
+
+
+def test_while_a_picture_is_made_others_are_held_at_once_and_it_is_made_once() -> None:
+    """An event loop stood still for as long as pixels were made."""
+    go = threading.Event()
+    made: list[int] = []
+    pictures, other, slow = SharedPictures(), noise(6), slow_view(go, made)
+    pictures.hold(other)
+    with ThreadPoolExecutor(3) as threads:
+        holding = [threads.submit(pictures.hold, slow) for _ in range(3)]
+        time.sleep(0.05)
+        assert pictures.held(slow) is None
+        assert pictures.held(other) is not None
+        pictures.let_go(other)
+        assert not any(h.done() for h in holding)
+        go.set()
+        [block] = {h.result(timeout=10) for h in holding}
+    assert made == [1]
+    assert pictures._in_use[slow.ref.key] == 3
+    assert picture_in(block).tobytes() == noise(5).pixels.tobytes()
+    pictures.close()
+
+
+def test_a_picture_that_can_not_be_made_is_no_trap_for_the_next() -> None:
+    view = noise(5)
+
+    def fail() -> Image.Image:
+        raise ValueError("no pixels")
+
+    pictures = SharedPictures()
+    with pytest.raises(ValueError, match="no pixels"):
+        pictures.hold(ImageView(view.ref, _source=fail))
+    assert pictures.hold(view)
+    pictures.close()
+
+
+def test_the_deadline_holds_while_pixels_are_made_and_they_are_let_go_later() -> None:
+    workers, go = Workers(GROUPS), threading.Event()
+    slow = slow_view(go, [])
+
+    async def late() -> None:
+        with pytest.raises(MissedDeadline, match=r"Tool crop missed its deadline of 0\.2 s"):
+            await workers.run(
+                TOOLS["crop"], {"image": slow, "box": Box(0, 0, 9, 9)}, deadline_s=0.2
+            )
+        go.set()
+        ends = time.monotonic() + 10
+        while slow.ref.key not in workers._pictures._blocks or workers._pictures._in_use:
+            assert time.monotonic() < ends
+            await asyncio.sleep(0.01)
+
+    asyncio.run(late())
     workers.close()
 
 

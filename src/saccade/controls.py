@@ -87,7 +87,7 @@ def counterfactual(
     """
     if control in MASKS:
         named = [box for turn in episode.turns for box in turn.named]
-        gaze = [(root, p.bounds) for b in named for root, p in b.image.to_roots(b.box)]
+        gaze = [place for b in named for place in b.image.on_roots(b.box)]
         return masked(control, episode.sample, gaze, store, seed=seed)
     rng = np.random.default_rng([seed, *episode.sample.id.encode()])
     begun = _chain(episode)

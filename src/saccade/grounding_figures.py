@@ -17,8 +17,8 @@ from pydantic import ConfigDict
 
 from saccade.geometry import Box, Frame, iou
 from saccade.rewards.boxes import matched_f1, treebench_miou, union_mask_iou
-from saccade.rewards.grounded import boxes_of
-from saccade.types import BoxNamed, Episode, Evidence, ImageRef
+from saccade.rewards.grounded import boxes_of, counted, counts_things
+from saccade.types import BoxNamed, Episode, Evidence, ImageRef, Sample
 
 __all__ = ["Grounding", "elsewhere", "grounding_of", "mean_matched_iou"]
 
@@ -60,6 +60,10 @@ class Grounding:
     """
     agreement_random: float | None = None
     """The same for boxes of these sizes anywhere in the picture: what agreement is held against."""
+    on_nothing: float | None = None
+    """Where there is nothing to count: 1 with boxes, 0 without; None for all other questions, and
+    in rows from before it was told. Such boxes stand in no IoU, for want of evidence.
+    """
 
 
 def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Grounding:
@@ -67,16 +71,17 @@ def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Gro
     found = boxes_of(episode)
     golds: dict[ImageRef, list[Box]] = {}
     for item in episode.sample.evidence:
-        for root, polygon in item.image.to_roots(item.box):
-            golds.setdefault(root, []).append(polygon.bounds)
+        for root, box in item.image.on_roots(item.box):
+            golds.setdefault(root, []).append(box)
     looks: dict[ImageRef, list[Box]] = {}
     unscaled: dict[ImageRef, list[Box]] = {}
     for named in found.named:
-        for root, polygon in named.image.to_roots(named.box):
-            looks.setdefault(root, []).append(polygon.bounds)
+        for root, box in named.image.on_roots(named.box):
+            looks.setdefault(root, []).append(box)
         x0, y0, x1, y1 = frame(named.image).encode_box(named.box)
         if x0 < x1 and y0 < y1:
-            unscaled.setdefault(named.image, []).append(Box(x0, y0, x1, y1))
+            for root in named.image.roots():
+                unscaled.setdefault(root, []).append(Box(x0, y0, x1, y1))
     on = list(golds)
     return Grounding(
         found.written,
@@ -90,8 +95,14 @@ def grounding_of(episode: Episode, *, frame: Callable[[ImageRef], Frame]) -> Gro
         recall_iou=_over(on, golds, looks, treebench_miou),
         union_iou=_over(on, golds, looks, union_mask_iou),
         union_iou_unscaled=_over(on, golds, unscaled, union_mask_iou),
+        on_nothing=_on_nothing(episode.sample, found.written),
         **_agreement(episode),
     )
+
+
+def _on_nothing(sample: Sample, boxes: int) -> float | None:
+    is_none = counts_things(sample) and counted(sample.answer) == 0 and not sample.evidence
+    return float(boxes > 0) if is_none else None
 
 
 RANDOM_DRAWS = 16
@@ -116,9 +127,16 @@ def _agreement(episode: Episode) -> dict[str, float | None]:
         return {"agreement": None, "agreement_random": None}
     rng = np.random.default_rng([*episode.sample.id.encode(), 19])
 
+    places = {
+        name: [place for gold in found for place in gold.image.on_roots(gold.box)]
+        for name, found in golds.items()
+    }
+
     def agrees(named: BoxNamed, box: Box, name: str) -> bool:
         return any(
-            gold.image == named.image and iou(gold.box, box) >= AGREES for gold in golds[name]
+            root == other and iou(gold, there) >= AGREES
+            for root, gold in places[name]
+            for other, there in named.image.on_roots(box)
         )
 
     true = [agrees(named, named.box, name) for named, name in pairs]

@@ -124,7 +124,11 @@ class ImageStore:
         return self._remember(ref, image)
 
     def _read_root(self, root: ImageRef) -> Image.Image:
-        assert self._folder is not None
+        if self._folder is None:
+            raise ImageError(
+                f"Image {root.key[:12]} was dropped from this store: add it again before what is "
+                "made of it is looked at."
+            )
         path = _root_path(self._folder, root)
         pixels = root.width * root.height
         limits = Limits(

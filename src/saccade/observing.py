@@ -81,8 +81,8 @@ def _untrimmed(
     those that the whole box would have.
     """
     size = image.width, image.height
-    regions = [(root, polygon.bounds) for root, polygon in image.to_roots()]
-    asked = [(r, p.bounds) for one in named[:1] for r, p in one.image.to_roots(one.box)]
+    regions = [*image.on_roots()]
+    asked = [place for one in named[:1] for place in one.image.on_roots(one.box)]
     if len(named) != 1 or len(regions) != 1 or len(asked) != 1:
         return size, regions
     [(root, shown)], [(other, whole)] = regions, asked

@@ -167,6 +167,13 @@ class ImageRef:
         shape = self.box if shape is None else shape
         return tuple(self._to_roots(shape.polygon()))
 
+    def on_roots(self, box: Box | None = None) -> tuple[tuple[ImageRef, Box], ...]:
+        """As `to_roots`, with the boxes around the polygons."""
+        if self.is_root:
+            inside = self.box if box is None else box.intersection(self.box)
+            return () if inside is None else ((self, inside),)
+        return tuple((root, polygon.bounds) for root, polygon in self.to_roots(box))
+
     def _to_roots(self, polygon: Polygon) -> Iterator[tuple[ImageRef, Polygon]]:
         inside = polygon.clip(self.box)
         if inside is None:

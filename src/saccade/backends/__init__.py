@@ -11,6 +11,7 @@ is an empty list: it never guesses a place.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -48,9 +49,9 @@ __all__ = [
     "Reader",
     "Segmented",
     "Segmenter",
+    "all_made",
     "builtin_backends",
     "listed",
-    "made",
     "missing_packages",
     "most_at_once",
 ]
@@ -101,11 +102,27 @@ def listed() -> list[Listed]:
     ]
 
 
-def made(kind: BackendKind, choice: BackendChoice) -> Backend:
-    """The chosen back end of that kind.
-
-    Raises RecipeError where there is none of that name or kind, or a package is missing.
+def all_made(
+    kinds: Iterable[BackendKind], choices: Mapping[BackendKind, BackendChoice] | None = None
+) -> dict[BackendKind, Backend]:
+    """The chosen back ends of these kinds; all that look at print share one reader, and what it
+    remembers. Raises RecipeError where there is none of a name or kind, or a package is missing.
     """
+    chosen = {kind: (choices or {}).get(kind, BackendChoice()) for kind in KINDS}
+    ready: dict[BackendKind, Backend] = {}
+    for kind in sorted(kinds):
+        found = _checked(kind, chosen[kind])
+        if (found.reads or kind == "reader") and "reader" not in ready:
+            ready["reader"] = _checked("reader", chosen["reader"])(chosen["reader"])
+        if found.reads:
+            ready[kind] = found(chosen[kind], reader=ready["reader"])  # type: ignore[call-arg]
+        elif kind != "reader":
+            ready[kind] = found(chosen[kind])
+    return ready
+
+
+def _checked(kind: BackendKind, choice: BackendChoice) -> type[Backend]:
+    """The class of the chosen back end. Raises RecipeError as `all_made`."""
     name = choice.name or DEFAULTS[kind]
     found = _of_name(kind, name)
     if found is None:
@@ -117,7 +134,7 @@ def made(kind: BackendKind, choice: BackendChoice) -> Backend:
             f"The {kind} {name!r} needs {', '.join(missing)}, which is not installed: "
             f"pip install 'saccade[{found.extra}]', or choose another {kind}."
         )
-    return found(choice)
+    return found
 
 
 def most_at_once(kind: BackendKind, choice: BackendChoice) -> int:

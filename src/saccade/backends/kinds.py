@@ -76,6 +76,8 @@ class Backend(ABC):
     """For people who choose: what it needs at hand."""
     batches: ClassVar[bool] = False
     """Whether calls from several threads can share a pass of its model."""
+    reads: ClassVar[bool] = False
+    """Whether it looks at print too, with the chosen reader, which it is then given as `reader`."""
 
     def __init__(self, choice: BackendChoice) -> None:
         self.choice = choice

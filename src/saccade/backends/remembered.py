@@ -42,7 +42,12 @@ class Remembered(Generic[T]):
             with self._lock:
                 if key in self._seen:
                     return self._known(key)
-            seen = look(picture)
+            try:
+                seen = look(picture)
+            except BaseException:
+                with self._lock:
+                    self._looking.pop(key, None)
+                raise
             with self._lock:
                 self._looking.pop(key, None)
                 self._seen[key] = seen

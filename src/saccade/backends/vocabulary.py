@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from PIL import Image
 
 from saccade.backends.kinds import Detected, Detector, Pointed, Pointer, Printed, Reader
-from saccade.backends.rapidocr_reader import RapidReader
 from saccade.backends.remembered import Remembered
 from saccade.config import BackendChoice
 from saccade.distances import look_alike
@@ -24,7 +24,7 @@ from saccade.geometry import Box, Point
 from saccade.vision.axes import number_of
 from saccade.vision.chart_parts import chart_parts
 from saccade.vision.colors import score_of
-from saccade.vision.part import Part, PartKind
+from saccade.vision.part import Part
 from saccade.vision.print_roles import TextRole, text_roles
 from saccade.vision.requests import ROLES, Wanted, known_words, parse
 
@@ -95,11 +95,9 @@ def _check_whole(parts: Sequence[Part], groups: set[int]) -> None:
 
 
 def _things(wanted: Wanted, sight: _Sight) -> list[_Found]:
-    kinds: dict[str, PartKind] = {"circle": "circle"}
-    kind = kinds.get(wanted.noun, wanted.noun)
     found = []
     for part in sight.parts:
-        if part.kind == kind:
+        if part.kind == wanted.noun:
             order = (part.group, part.place, part.box.y0)
             found.append(_Found(part.box, part.point, part.score, part.size, order, part))
     if wanted.color is not None:
@@ -385,9 +383,8 @@ def _contains(box: Box, point: Point) -> bool:
 class _Eyes:
     """What both back ends see with."""
 
-    def __init__(self, choice: BackendChoice, reader: Reader | None) -> None:
-        # model and device are the detector's own; the reader has neither
-        self._reader = reader or RapidReader(BackendChoice(threads=choice.threads))
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
         self._sights = Remembered[_Sight](most=2)
 
     def meant(self, picture: Image.Image, request: str) -> list[tuple[str, _Found]]:
@@ -404,16 +401,23 @@ class _Eyes:
         return sorted(found.values(), key=lambda f: -f[1].score)
 
 
+@lru_cache(maxsize=4)
+def _eyes(reader: Reader) -> _Eyes:
+    """The same for those that share a reader."""
+    return _Eyes(reader)
+
+
 class VocabularyDetector(Detector):
     """Parts of charts by colour, kind, size, place and print."""
 
     name = "vocabulary"
-    packages = ("cv2", "rapidocr", "onnxruntime")
-    needs = "nothing to download; a vocabulary of charts, and rapidocr where print is asked for"
+    packages = ("cv2",)
+    needs = "nothing to download; a vocabulary of charts, and the reader where print is asked for"
+    reads = True
 
-    def __init__(self, choice: BackendChoice, *, reader: Reader | None = None) -> None:
+    def __init__(self, choice: BackendChoice, *, reader: Reader) -> None:
         super().__init__(choice)
-        self._eyes = _Eyes(choice, reader)
+        self._eyes = _eyes(reader)
 
     def detect(self, picture: Image.Image, query: str) -> list[Detected]:
         return [
@@ -428,10 +432,11 @@ class VocabularyPointer(Pointer):
     name = "vocabulary-points"
     packages = VocabularyDetector.packages
     needs = VocabularyDetector.needs
+    reads = True
 
-    def __init__(self, choice: BackendChoice, *, reader: Reader | None = None) -> None:
+    def __init__(self, choice: BackendChoice, *, reader: Reader) -> None:
         super().__init__(choice)
-        self._eyes = _Eyes(choice, reader)
+        self._eyes = _eyes(reader)
 
     def point(self, picture: Image.Image, description: str) -> list[Pointed]:
         return [

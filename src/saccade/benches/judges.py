@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from saccade.backends import Detected, Detector, Pointer, Printed, Reader, Segmenter, made
+from saccade.backends import Detected, Detector, Pointer, Printed, Reader, Segmenter, all_made
 from saccade.config import BackendChoice, BackendKind
 from saccade.distances import edit_distance
 from saccade.errors import ToolError
@@ -84,7 +84,7 @@ class Eyes:
         self._chosen = chosen or {}
 
     def _made(self, kind: BackendKind) -> Any:
-        return made(kind, self._chosen.get(kind, BackendChoice()))
+        return all_made([kind], self._chosen)[kind]  # with a reader of its own: its cost is too
 
     @cached_property
     def reader(self) -> Reader:

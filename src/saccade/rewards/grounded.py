@@ -30,6 +30,7 @@ __all__ = [
     "asks_for_boxes",
     "boxes_of",
     "counted",
+    "counts_things",
     "grounded_count",
     "grounded_format",
     "grounded_iou",
@@ -60,6 +61,10 @@ LEAST_WORDS = 2
 """Of reasoning, beside the boxes."""
 
 
+Places = Sequence[tuple[ImageRef, Box]]
+"""Where a box lies on the originals."""
+
+
 @dataclass(frozen=True, slots=True)
 class Boxes:
     """The boxes of an episode's thoughts, told apart by what they are worth."""
@@ -87,16 +92,18 @@ class Boxes:
 
 
 def boxes_of(episode: Episode) -> Boxes:
-    """The boxes in all thoughts of the episode."""
+    """The boxes in all thoughts of the episode. Which of them are on one place the originals tell,
+    whatever views they are written on.
+    """
     good: list[BoxNamed] = []
+    places: list[Places] = []
     named: list[BoxNamed] = []
     said_again: set[int] = set()
     redundant = specks = wholes = 0
     for box in (box for turn in episode.turns for box in turn.named):
         share = box.box.area / (box.image.width * box.image.height)
-        same = [
-            n for n, g in enumerate(good) if g.image == box.image and iou(g.box, box.box) >= SAME
-        ]
+        place = box.image.on_roots(box.box)
+        same = [n for n, other in enumerate(places) if _iou(other, place) >= SAME]
         again = (n for n in same if box.is_rethought and _names_alike(box.phrase, good[n].phrase))
         number = next((n for n in again if n not in said_again), None)
         if number is not None and not good[number].is_rethought:
@@ -105,12 +112,17 @@ def boxes_of(episode: Episode) -> Boxes:
         named.append(box)
         if share > MOST_SHARE:
             wholes += 1
-        elif share < LEAST_SHARE or min(box.box.width, box.box.height) < LEAST_SIDE_PX:
+        elif (
+            share < LEAST_SHARE
+            or min(box.box.width, box.box.height) < LEAST_SIDE_PX
+            or not place  # in the white corner of a rotated view
+        ):
             specks += 1
         elif same:
             redundant += 1
         else:
             good.append(box)
+            places.append(place)
     invalid = sum(len(turn.refused) for turn in episode.turns)
     cut = sum(box.is_cut for box in named)
     return Boxes(tuple(good), redundant, invalid, specks, wholes, cut, tuple(named))
@@ -128,17 +140,31 @@ def things_in(boxes: Sequence[BoxNamed]) -> int:
     """How many things boxes can be on: the smallest first, one that mostly holds another, mostly
     lies in it or shares half with it is on the same thing.
     """
-    things: list[BoxNamed] = []
-    for box in sorted(boxes, key=lambda b: b.box.area):
-        if not any(box.image == t.image and _is_one_thing(box.box, t.box) for t in things):
-            things.append(box)
+    things: list[Places] = []
+    for place in sorted((box.image.on_roots(box.box) for box in boxes), key=_area):
+        if not any(_is_one_thing(place, thing) for thing in things):
+            things.append(place)
     return len(things)
 
 
-def _is_one_thing(a: Box, b: Box) -> bool:
-    common = a.intersection(b)
-    shared = common.area / min(a.area, b.area) if common else 0.0
-    return shared >= WITHIN or iou(a, b) >= ONE_THING
+def _area(place: Places) -> float:
+    return sum(box.area for _, box in place)
+
+
+def _common(a: Places, b: Places) -> float:
+    pairs = ((x, y) for on, x in a for other, y in b if on == other)
+    return sum(both.area for x, y in pairs if (both := x.intersection(y)) is not None)
+
+
+def _iou(a: Places, b: Places) -> float:
+    common = _common(a, b)
+    return common / (_area(a) + _area(b) - common) if common else 0.0
+
+
+def _is_one_thing(a: Places, b: Places) -> bool:
+    smaller = min(_area(a), _area(b))
+    shared = _common(a, b) / smaller if smaller else 0.0
+    return shared >= WITHIN or _iou(a, b) >= ONE_THING
 
 
 def counted(text: str | None) -> int | None:
@@ -149,6 +175,11 @@ def counted(text: str | None) -> int | None:
     if said is None or said.value.denominator != 1 or said.value < 0:
         return None
     return int(said.value)
+
+
+def counts_things(sample: Sample) -> bool:
+    """Whether a sample asks how many of something there are."""
+    return sample.kind == "count" or sample.kind.startswith("count:")
 
 
 def is_whole(text: str) -> bool:
@@ -208,8 +239,7 @@ def grounded_count(episode: Episode, sample: Sample) -> float | None:
     which counts matches of a regular expression, duplicates and boxes without area among them. A
     count of 0 needs no box.
     """
-    counts = sample.kind == "count" or sample.kind.startswith("count:")
-    if not counts or counted(sample.answer) is None or not asks_for_boxes(sample):
+    if not counts_things(sample) or counted(sample.answer) is None or not asks_for_boxes(sample):
         return None
     said = counted(episode.answer)
     boxes = boxes_of(episode)
@@ -231,9 +261,9 @@ def grounded_iou(episode: Episode, sample: Sample) -> float | None:
     """
     if not sample.evidence:
         return None
-    golds = [(root, p.bounds) for e in sample.evidence for root, p in e.image.to_roots(e.box)]
+    golds = [place for e in sample.evidence for place in e.image.on_roots(e.box)]
     boxes = boxes_of(episode)
-    looks = [(root, p.bounds) for b in boxes.named for root, p in b.image.to_roots(b.box)]
+    looks = [place for b in boxes.named for place in b.image.on_roots(b.box)]
     if not looks:
         return 0.0
     import numpy as np

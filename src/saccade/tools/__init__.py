@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from saccade import plugins
-from saccade.backends import made, most_at_once
+from saccade.backends import all_made, most_at_once
 from saccade.config import BackendChoice, BackendKind
 from saccade.errors import RecipeError
 from saccade.tools.compare import compare
@@ -75,9 +75,7 @@ def tools_named(
     no tool or has another name, and where a back end that is needed can't be made.
     """
     tools = tools_described(names)
-    chosen = backends or {}
-    kinds = {kind for tool in tools for _, kind in tool.needs}
-    ready = {kind: made(kind, chosen.get(kind, BackendChoice())) for kind in sorted(kinds)}
+    ready = all_made({kind for tool in tools for _, kind in tool.needs}, backends)
     return [tool.with_backends(ready) for tool in tools]
 
 

@@ -40,6 +40,7 @@ class Health(Protocol):
     died: int
     killed: int
     last_answer: float | None
+    replaces: bool
 
     @property
     def answers(self) -> bool | None:

@@ -13,16 +13,17 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from saccade.config import ServiceConfig
-from saccade.errors import ImageError, ToolError, ToolUnavailable
+from saccade.errors import ImageError, ToolCrashed, ToolError, ToolUnavailable
 from saccade.geometry import Frame
 from saccade.image_store import ImageStore
 from saccade.images import ImageView, root_view
@@ -106,11 +107,16 @@ class Guests:
         self._reading = ThreadPoolExecutor(1, "saccade-reading")
         self._names = {n: t.name for t in self._box.tools for n in (t.name, *t.aliases)}
         self._calls: Counter[tuple[str, str]] = Counter()
+        self._in_use: Counter[str] = Counter()  # keys of roots, by calls under way
 
     @property
     def specs(self) -> list[ToolSpec]:
         """Of the tools that can be called."""
         return [tool.spec for tool in self._box.tools if not tool.is_answer]
+
+    def has(self, name: str) -> bool:
+        """Whether a tool is called that, here or in the published table."""
+        return name in self._names
 
     def image_arguments(self, name: str) -> list[str]:
         """Of a tool, the parameters that take an image, or a list of them."""
@@ -208,7 +214,7 @@ class Guests:
         images = {n: self._held(n) for n in self._named(name, arguments)}
         most_s = self.limits.deadline_s
         given_s = most_s if deadline_s is None else min(deadline_s, most_s)
-        with self._share(caller, name):
+        with self._share(caller, name), self._using(images.values()):
             try:
                 async with asyncio.timeout(given_s):  # what waits for its turn counts too
                     [result] = await self._box.call_all(
@@ -219,6 +225,10 @@ class Guests:
                     f"Tool {name} missed its deadline of {given_s:g} s; this service gives "
                     f"{most_s:g} s at most: raise service.deadline_s where it is started."
                 ) from None
+            except (ToolCrashed, ImageError):
+                for held in images:  # it may have waited until one was dropped
+                    self._held(held)
+                raise
         try:
             for part in result.parts:
                 if isinstance(part, ImageShown):  # made elsewhere, and without pixels here as yet
@@ -249,6 +259,18 @@ class Guests:
             if not self._calls[share]:
                 del self._calls[share]
 
+    @contextmanager
+    def _using(self, images: Iterable[ImageRef]) -> Iterator[None]:
+        """Of what these are made of, as little as can be is dropped in the meantime."""
+        roots = Counter({root.key for image in images for root in image.roots()})
+        with self._lock:
+            self._in_use += roots
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._in_use -= roots
+
     def _named(self, name: str, arguments: Mapping[str, Any]) -> Iterator[str]:
         """Names of images among the arguments, as far as they are names."""
         for parameter in self.image_arguments(self._names.get(name, name)):
@@ -276,27 +298,37 @@ class Guests:
         """The name of an image from now on; what it is made from is held too, or nobody would drop
         it.
         """
+        names = []
         with self._lock:
             for one in dict.fromkeys((*ref.roots(), ref)):
                 name = f"img_{one.key[:16]}"
+                names.append(name)
                 self._images[name] = one
                 self._images.move_to_end(name)
                 for root in one.roots():
                     self._made_of.setdefault(root.key, set()).add(name)
-            self._make_room()
+            self._make_room(kept=names)
         return name
 
-    def _make_room(self, more: int = 0) -> None:
-        """Drop those used longest ago until so many bytes more have room, or one is left."""
+    def _make_room(self, more: int = 0, *, kept: Sequence[str] = ()) -> None:
+        """Drop those used longest ago until so many bytes more have room, or one is left, or only
+        what is `kept`; originals that calls use go last.
+        """
         held = more + sum(3 * r.width * r.height for r in self._images.values() if r.is_root)
         while len(self._images) > 1 and (
             held > self.limits.held_bytes or len(self._images) > self.limits.held_images
         ):
-            held -= self._drop_oldest()
+            droppable = (name for name in self._images if name not in kept)
+            oldest = next(droppable, None)
+            if oldest is None:
+                return
+            images = ((name, self._images[name]) for name in chain([oldest], droppable))
+            unused = (name for name, ref in images if ref.key not in self._in_use)
+            held -= self._drop(next(unused, oldest))
 
-    def _drop_oldest(self) -> int:
+    def _drop(self, name: str) -> int:
         """Bytes that are free after it; with a root go the images that were made from it."""
-        name, oldest = next(iter(self._images.items()))
+        oldest = self._images[name]
         for gone in list(self._made_of[oldest.key]) if oldest.is_root else [name]:
             for root in self._images.pop(gone).roots():
                 self._made_of[root.key].discard(gone)

@@ -157,6 +157,9 @@ class _Service:
         if not isinstance(arguments, dict):
             raise Refusal(400, "The arguments must be a JSON object.")
         name, caller = request.path_params["name"], request.client
+        if not self._guests.has(name):
+            known = ", ".join(spec.name for spec in self._guests.specs)
+            raise Refusal(404, f"No tool named {name[:40]!r}. Available: {known}.", "NoTool")
         result = await self._guests.call(
             name, arguments, caller=caller.host if caller else "", deadline_s=deadline_s
         )

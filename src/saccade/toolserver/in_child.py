@@ -120,8 +120,13 @@ def ready(seconds: float = 0.0) -> Ready:
     return Ready(os.getpid(), str(error), kind.__name__)
 
 
-def call(name: str, arguments: dict[str, Any], blocks: Mapping[str, Block]) -> Answer:
-    """One call; images among the arguments are named by their keys in `blocks`."""
+def call(name: str, arguments: dict[str, Any], blocks: Mapping[str, Block], ends: float) -> Answer:
+    """One call; images among the arguments are named by their keys in `blocks`. Nothing is done
+    where the clock of `time.monotonic`, which is one for all processes, is past `ends`: then nobody
+    waits for it any more.
+    """
+    if time.monotonic() > ends:
+        return Answer(os.getpid(), None, {}, "too late to begin", ToolUnavailable.__name__)
     return answered(name, arguments, {k: partial(picture_in, b) for k, b in blocks.items()})
 
 

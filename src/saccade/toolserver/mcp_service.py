@@ -9,7 +9,6 @@ Left out on purpose: resources and prompts.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import math
 from typing import Any
@@ -98,7 +97,7 @@ async def _held_one(guests: Guests, value: Any) -> Any:
         raise ToolError(f"An image must be a base64 data URI, this one begins {value[:30]!r}.")
     try:
         name, _ = await guests.take(base64.b64decode(data, validate=True))
-    except binascii.Error as error:
+    except ValueError as error:  # also of text that is not even ASCII
         raise ToolError(f"The data URI of an image is no base64: {error}.") from None
     return name
 

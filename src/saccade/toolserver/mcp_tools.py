@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import functools
 import io
 import os
@@ -183,6 +182,12 @@ class _Server:
                 problem = _cut(str(error), MOST_SAID)
             except (OSError, EOFError) as error:
                 problem = str(error) or type(error).__name__
+            # the boundary to another program: so the client tells of answers that are none
+            except (ValueError, RuntimeError) as error:
+                said = _cut(f"{type(error).__name__}: {error}", MOST_SAID)
+                raise ToolCrashed(
+                    f"MCP server {self.name} on {what} gave what it may not give: {said}."
+                ) from error
             self._forget(link)
         raise ToolUnavailable(f"MCP server {self.name} is gone: {problem}.")
 
@@ -287,7 +292,8 @@ def _tool(found: Any, images: Sequence[str]) -> Tool:
 def _parameter(
     name: str, schema: Mapping[str, Any], *, required: bool, is_image: bool
 ) -> Parameter | None:
-    """An argument of one of our kinds; None for any other."""
+    """An argument of one of our kinds, or null where it may be; None for any other."""
+    schema, nullable = _without_null(schema)
     many = schema.get("type") == "array"
     one = schema.get("items", {}) if many else schema
     choices = tuple(one.get("enum", ()))
@@ -303,9 +309,25 @@ def _parameter(
         description=_cut(str(schema.get("description") or schema.get("title") or name), MOST_SAID),
         many=many,
         required=required,
+        nullable=nullable,
         choices=choices,
         between=between,
     )
+
+
+def _without_null(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], bool]:
+    """The schema of a value that is not null, and whether null may stand in its place."""
+    for key in ("anyOf", "oneOf"):
+        kinds = schema.get(key, ())
+        others = [kind for kind in kinds if kind.get("type") != "null"]
+        if len(others) == 1:
+            rest = {name: value for name, value in schema.items() if name != key}
+            return rest | others[0], len(kinds) > 1
+    kinds = schema.get("type")
+    if isinstance(kinds, list) and len(others := [k for k in kinds if k != "null"]) == 1:
+        choices = [c for c in schema.get("enum", ()) if c is not None]
+        return {**schema, "type": others[0], "enum": choices}, len(kinds) > 1
+    return schema, False
 
 
 # --- what travels ---------------------------------------------------------------------------------
@@ -364,5 +386,5 @@ def _returned(name: str, result: Any) -> list[Returned]:
 def _picture(name: str, data: str) -> Image.Image:
     try:
         return load_image(base64.b64decode(data, validate=True))
-    except (binascii.Error, ImageError) as error:
+    except (ValueError, ImageError) as error:  # also of text that is not even ASCII
         raise ToolCrashed(f"MCP tool {name} gave a picture that is none: {error}") from None

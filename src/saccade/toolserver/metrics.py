@@ -68,16 +68,21 @@ class _Collector:
         answer = GaugeMetricFamily(
             "saccade_workers_answer", "Whether they did the last time.", labels=["group"]
         )
-        died = CounterMetricFamily(
+        restarts = CounterMetricFamily(
             "saccade_worker_restarts", "Workers that were replaced.", labels=["group", "why"]
         )
+        failures = CounterMetricFamily(
+            "saccade_worker_failures",
+            "Calls that replicas or services did not answer, or not in time.",
+            labels=["group", "why"],
+        )
         for group in self._controller.health():
-            died.add_metric([group.group, "died"], group.died)
-            died.add_metric([group.group, "killed"], group.killed)
+            of = restarts if group.replaces else failures
+            of.add_metric([group.group, "died"], group.died)
+            of.add_metric([group.group, "killed" if group.replaces else "late"], group.killed)
             if group.answers is not None:
                 answer.add_metric([group.group], float(group.answers))
-        yield died
-        yield answer
+        yield from (restarts, failures, answer)
 
 
 def as_rows(controller: Controller) -> list[dict[str, Any]]:

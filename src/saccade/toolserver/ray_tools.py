@@ -122,7 +122,8 @@ class RayTools(Elsewhere):
                 self._apps.append(app)
                 bound = deployed.bind(tuple(names), choices, memory_mb, batches)
                 handle = serve.run(bound, name=app, route_prefix=None)
-                health = WorkersHealth(group, count)
+                # a late call may only have waited: which replicas were replaced Ray knows
+                health = WorkersHealth(group, count, replaces=False)
                 for name in names:
                     self._handles[name], self._health[name] = handle, health
                     self._most[name] = max(count, (autoscale_to or {}).get(group, 0))

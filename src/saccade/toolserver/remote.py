@@ -54,6 +54,8 @@ class RemoteHealth:
     """Seconds since the epoch."""
     answers: bool | None = None
     """Whether it did the last time."""
+    replaces: bool = False
+    """Processes there are not ours to replace."""
 
 
 @dataclass(eq=False, slots=True)
@@ -147,6 +149,7 @@ class Remote(Elsewhere):
                 # whoever can't answer now may be able to in a while, and others may be now
                 health.died += 1
                 health.answers = False
+                service.versions = None  # whatever comes back there may have other tools
                 failed += 1
                 service.left_out_until = time.monotonic() + LEFT_OUT_S
                 problem = str(error) or type(error).__name__
@@ -176,8 +179,13 @@ class Remote(Elsewhere):
         return ready[0] if ready else min(in_turn, key=lambda s: s.left_out_until)
 
     async def _versions(self, service: _Service) -> dict[str, int]:
-        response = await self._client.get(f"{service.health.group}/tools")
-        return {tool["name"]: tool["version"] for tool in _checked(response)}
+        rows = _checked(await self._client.get(f"{service.health.group}/tools"))
+        try:
+            return {tool["name"]: tool["version"] for tool in rows}
+        except (KeyError, TypeError):
+            raise ToolUnavailable(
+                f"{service.health.group} is no service of tools, it says {str(rows)[:60]}"
+            ) from None
 
     async def _asked(
         self, service: _Service, tool: Tool, arguments: Mapping[str, Any], deadline_s: float
@@ -201,10 +209,15 @@ class Remote(Elsewhere):
             for key in views:
                 service.known.pop(key, None)
         value = _checked(response)
-        if value["failed"]:
-            raise ToolError(" ".join(p["text"] for p in value["parts"] if p["type"] == "text"))
         there = {name: views[key] for key, name in names.items()}
-        return await self._returned(service, value, there)
+        try:
+            if value["failed"]:
+                raise ToolError(" ".join(p["text"] for p in value["parts"] if p["type"] == "text"))
+            return await self._returned(service, value, there)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ToolCrashed(
+                f"{service.health.group} gave what no tool gives ({type(error).__name__}: {error})."
+            ) from error
 
     async def _returned(
         self, service: _Service, value: dict[str, Any], there: Mapping[str, ImageView]
@@ -223,12 +236,7 @@ class Remote(Elsewhere):
                     raise ToolUnavailable(f"{service.health.group} dropped a picture it had made")
                 size = (row["width"], row["height"])
                 new[row["key"]] = Image.frombytes("RGB", size, response.content)
-        try:
-            return parts_from_json(value, given, new)
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise ToolCrashed(
-                f"{service.health.group} gave what no tool gives ({type(error).__name__}: {error})."
-            ) from error
+        return parts_from_json(value, given, new)
 
     async def _sent(self, service: _Service, view: ImageView) -> None:
         """Waits until the service has the picture; those who want the same one send it once."""
@@ -247,7 +255,10 @@ class Remote(Elsewhere):
             content=pixels.tobytes(),
             headers={"Content-Type": RAW},
         )
-        name = _checked(response)["image"]
+        try:
+            name = _checked(response)["image"]
+        except (KeyError, TypeError):
+            raise ToolUnavailable(f"{service.health.group} took a picture and named none") from None
         while len(service.known) >= KNOWN:
             service.known.pop(next(iter(service.known)))
         service.known[view.ref.key] = name

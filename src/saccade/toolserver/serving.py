@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from saccade.config import Recipe, ServiceConfig
-from saccade.errors import RecipeError
+from saccade.errors import RecipeError, SaccadeError
 from saccade.tools import Tool, batch_of, is_known, tools_described, tools_named
 from saccade.tools.running import InThreads
 from saccade.toolserver.controller import Controller, Way
@@ -61,8 +61,12 @@ def served(recipe: Recipe) -> Served:
         from saccade.toolserver.mixed import Mixed
 
         foreign = McpTools(recipe.mcp)
-        tools += foreign.tools(theirs)
         way = Mixed(way, dict.fromkeys(theirs, foreign))
+        try:
+            tools += foreign.tools(theirs)
+        except SaccadeError:
+            way.close()
+            raise
     return Served(tools, Controller(way))
 
 

@@ -6,6 +6,7 @@ was killed has left is taken away by the next one.
 
 Files in memory (`/dev/shm`) and not `multiprocessing.shared_memory`: before Python 3.13 that counts
 readers as owners, and takes a block away when a reader is killed.
+The lock is held for moments alone, so that an event loop may ask for what is there.
 Left out on purpose: other machines.
 """
 
@@ -52,26 +53,44 @@ class SharedPictures:
         self._blocks: OrderedDict[str, Block] = OrderedDict()
         self._folder: Path | None = None
         self._in_use: dict[str, int] = {}
+        self._writing: dict[str, threading.Event] = {}
+        """Pictures that somebody is writing, by key; set when that has ended."""
         self._bytes = 0
 
-    def has(self, view: ImageView) -> bool:
-        """Whether there is a block of it now."""
-        return view.ref.key in self._blocks
+    def held(self, view: ImageView) -> Block | None:
+        """As `hold`, at once; None where there is no block of it now."""
+        key = view.ref.key
+        with self._lock:
+            return self._used(key) if key in self._blocks else None
 
     def hold(self, view: ImageView) -> Block:
-        """The block of an image, made where there is none; kept at least until `let_go`.
+        """The block of an image, made where there is none; kept at least until `let_go`. What
+        several threads want is written by one of them.
 
         Raises ToolUnavailable where there is no room for it.
         """
         key = view.ref.key
-        with self._lock:
-            if key not in self._blocks:
-                self._blocks[key] = self._written(view)
-                self._bytes += self._blocks[key].size
-            self._blocks.move_to_end(key)
-            self._in_use[key] = self._in_use.get(key, 0) + 1
-            self._make_room(self._most_bytes)
-            return self._blocks[key]
+        while True:
+            ended = threading.Event()
+            with self._lock:
+                if key in self._blocks:
+                    return self._used(key)
+                writing = self._writing.setdefault(key, ended)
+            if writing is ended:
+                break
+            writing.wait()
+        try:
+            block = self._written(view)
+            with self._lock:
+                self._blocks[key] = block
+                self._bytes += block.size
+                self._used(key)
+                self._make_room(self._most_bytes)
+            return block
+        finally:
+            with self._lock:
+                del self._writing[key]
+            ended.set()
 
     def let_go(self, view: ImageView) -> None:
         """The end of a use that `hold` began."""
@@ -91,16 +110,23 @@ class SharedPictures:
                 shutil.rmtree(self._folder, ignore_errors=True)
                 self._folder = None
 
+    def _used(self, key: str) -> Block:
+        self._blocks.move_to_end(key)
+        self._in_use[key] = self._in_use.get(key, 0) + 1
+        return self._blocks[key]
+
     def _written(self, view: ImageView) -> Block:
         data = view.pixels.tobytes()
         try:
-            if self._folder is None:
-                self._folder = _new_folder()
-            path = self._folder / view.ref.key
+            with self._lock:
+                if self._folder is None:
+                    self._folder = _new_folder()
+                path = self._folder / view.ref.key
             try:
                 _write(path, data)
             except OSError:  # perhaps what nobody uses now takes the room
-                self._make_room(0)
+                with self._lock:
+                    self._make_room(0)
                 _write(path, data)
         except OSError as error:
             raise ToolUnavailable(

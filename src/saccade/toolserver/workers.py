@@ -45,12 +45,12 @@ START_S = 120.0
 """For workers with their back ends."""
 LOCKED_S = 5.0
 """For which a pool may wait for a worker that died with its lock."""
+STARTS_S = 5.0
+"""For a worker that replaces another, if not three times what the first ones took."""
 LOOK_S = 5.0
 """Between two questions to workers that have nothing to do."""
 ANSWER_S = 5.0
 """For an answer to one."""
-STALLED_S = 1.0
-"""After the deadline of a call, without a word from its pool: then the pool is made anew."""
 
 
 @dataclass(slots=True)
@@ -70,6 +70,8 @@ class WorkersHealth:
     """Seconds since the epoch."""
     last_failure: float | None = None
     """When a call or a question ended without an answer, in seconds since the epoch."""
+    replaces: bool = True
+    """Whether all that died or was killed was replaced by another process."""
 
     @property
     def answers(self) -> bool | None:
@@ -126,6 +128,7 @@ class Workers(Elsewhere):
     def _start(self) -> None:
         from pebble import ProcessExpired
 
+        began = time.monotonic()
         waiting = [
             (group, group.ready_pool().schedule(in_child.ready))
             for group in dict.fromkeys(self._groups.values())
@@ -142,6 +145,7 @@ class Workers(Elsewhere):
             if told.error:
                 raise getattr(errors, told.kind)(told.error)
             group.health.last_answer = time.time()
+            group.starts_s = max(STARTS_S, 3 * (time.monotonic() - began))
 
     def pids(self) -> list[int]:
         """Of workers, as they are told by calls that are as many as there are processes."""
@@ -175,16 +179,20 @@ class Workers(Elsewhere):
         if group is None:
             raise ToolUnavailable(f"No workers run {tool.name}: add it to a group of tools.")
         call = sent(arguments)
+        ends = time.monotonic() + deadline_s
         held: list[ImageView] = []
         try:
             blocks = {}
-            for key, view in call.images.items():
-                if self._pictures.has(view):
-                    blocks[key] = self._pictures.hold(view)
-                else:  # writing one takes its time
-                    blocks[key] = await asyncio.to_thread(self._pictures.hold, view)
-                held.append(view)
-            answer = await group.answer(tool.name, call.arguments, blocks, deadline_s=deadline_s)
+            try:
+                async with asyncio.timeout(deadline_s):
+                    for key, view in call.images.items():
+                        blocks[key] = self._pictures.held(view) or await self._written(view)
+                        held.append(view)
+            except TimeoutError:
+                raise missed_deadline(tool.name, deadline_s) from None
+            answer = await group.answer(
+                tool.name, call.arguments, blocks, ends=ends, deadline_s=deadline_s
+            )
         finally:
             for view in held:
                 self._pictures.let_go(view)
@@ -195,6 +203,20 @@ class Workers(Elsewhere):
             for key, (data, width, height) in answer.pictures.items()
         }
         return parts_from_json(answer.parts, call.images, new)
+
+    async def _written(self, view: ImageView) -> Block:
+        """As `SharedPictures.hold`, in a thread: its pixels may have to be made, and are copied."""
+        writing = asyncio.ensure_future(asyncio.to_thread(self._pictures.hold, view))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:  # the thread goes on, and what it holds nobody lets go
+
+            def let_go(ended: asyncio.Future[Block]) -> None:
+                if not ended.cancelled() and ended.exception() is None:
+                    self._pictures.let_go(view)
+
+            writing.add_done_callback(let_go)
+            raise
 
     def close(self) -> None:
         """Stop all processes and take the shared pictures away."""
@@ -226,6 +248,12 @@ class _Group:
     looked: Any = None
     """The last question to idle workers, and when it was asked."""
     looked_at: float = 0.0
+    under_way: set[Any] = field(default_factory=set)
+    """What pools were asked and have not answered."""
+    starts_s: float = START_S
+    """For a worker that replaces another: as long its pool may not take up a call."""
+    replaced_at: float = 0.0
+    """When one last had to start, by `time.monotonic`."""
 
     def look(self) -> None:
         """Ask an idle worker whether it is there, once in LOOK_S; one that says nothing for
@@ -263,14 +291,15 @@ class _Group:
         arguments: dict[str, Any],
         blocks: Mapping[str, Block],
         *,
+        ends: float,
         deadline_s: float,
     ) -> Answer:
-        """What came of a call, tried again where its worker died. Raises ToolUnavailable at the
-        deadline, ToolCrashed where every worker dies of it.
+        """What came of a call, tried again where its worker died, until the clock of
+        `time.monotonic` says `ends`. Raises MissedDeadline then, ToolCrashed where every worker
+        dies of it.
         """
         from pebble import ProcessExpired
 
-        ends = time.monotonic() + deadline_s
         died = starved = 0
         self.health.running += 1
         try:
@@ -283,15 +312,17 @@ class _Group:
                     answer = await self._asked(pool, (name, arguments, blocks), left)
                 except ProcessExpired as expired:
                     self.health.died += 1
-                    self.health.last_failure = time.time()
+                    self._note_failure()
                     died += 1
                     starved += expired.exitcode == OUT_OF_MEMORY
                 except TimeoutError:
                     self.health.killed += 1
-                    self.health.last_failure = time.time()
+                    self._note_failure()
+                    raise missed_deadline(name, deadline_s) from None
+                except _NotBegun:
                     raise missed_deadline(name, deadline_s) from None
                 except (BrokenProcessPool, _Stalled):  # no fault of this call
-                    self.health.last_failure = time.time()
+                    self._note_failure()
                     self._discard(pool)
                 else:
                     self.health.answered += 1
@@ -304,24 +335,43 @@ class _Group:
             f"Tool {name} was tried {TRIES} times and its worker died {why} each time."
         )
 
+    def _note_failure(self) -> None:
+        self.health.last_failure = time.time()
+        self.replaced_at = time.monotonic()
+
     async def _asked(self, pool: Any, call: tuple[Any, ...], left_s: float) -> Answer:
         try:
-            future = pool.schedule(in_child.call, args=call, timeout=left_s)
+            ends = time.monotonic() + left_s
+            future = pool.schedule(in_child.call, args=(*call, ends), timeout=left_s)
         except RuntimeError as stopped:
             raise _Stalled from stopped
+        self.under_way.add(future)
         waiting = asyncio.wrap_future(future)
-        done, _ = await asyncio.wait({waiting}, timeout=left_s + STALLED_S)
-        if not done:
-            waiting.cancel()
-            raise _Stalled
-        answer: Answer = waiting.result()
-        return answer
+        try:
+            # the pool counts from when a worker takes it up, and this from now
+            done, _ = await asyncio.wait({waiting}, timeout=left_s)
+            if waiting.cancelled():  # with its pool, which somebody else gave up
+                raise _Stalled
+            if done:
+                answer: Answer = waiting.result()
+                return answer
+            if future.running():
+                waiting.cancel()  # its worker is killed
+                raise TimeoutError
+            # not cancelled: a worker that takes up what was would be killed for it
+            waiting.add_done_callback(lambda late: late.cancelled() or late.exception())
+            busy = sum(other.running() for other in self.under_way)
+            may_start = time.monotonic() - self.replaced_at < self.starts_s
+            raise _NotBegun if may_start or busy >= self.health.processes else _Stalled
+        finally:
+            self.under_way.discard(future)
 
     def ready_pool(self) -> Any:
         """The pool, started where there is none."""
         with self.lock:
             if self.pool is None:
                 self.pool = _new_pool(self.health.processes, self.start)
+                self.replaced_at = time.monotonic()
             return self.pool
 
     def _discard(self, pool: Any) -> None:
@@ -330,6 +380,7 @@ class _Group:
             if self.pool is not pool:
                 return
             self.pool = None
+            self.health.killed += self.health.processes
             ending = threading.Thread(target=_end, args=(pool,), daemon=True)
             self.ending.append(ending)
             ending.start()
@@ -365,8 +416,12 @@ class _Processors:
         return tuple(own)
 
 
+class _NotBegun(Exception):
+    """The time of a call went by while its pool was busy with others, or its workers started."""
+
+
 class _Stalled(Exception):
-    """A pool did not say a word in time."""
+    """A pool with workers to spare did not take up a call in time, or was given up."""
 
 
 def _new_pool(processes: int, start: tuple[Any, ...]) -> Any:

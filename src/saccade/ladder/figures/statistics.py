@@ -54,7 +54,7 @@ LOOK_SHARES = (0.25, 0.5, 0.75)
 METRICS: tuple[Metric, ...] = ("accuracy", "lenient", "calls", "completion_tokens", "coverage")
 OF_BOXES: tuple[Metric, ...] = (
     *("f1", "mean_iou", "recall_iou", "union_iou", "union_iou_unscaled", "acc_at_0_5"),
-    *("agreement", "agreement_random", "boxes", "invalid", "redundant"),
+    *("agreement", "agreement_random", "on_nothing", "boxes", "invalid", "redundant"),
     *("changed", "lost", "right_before", "right_after"),
 )
 """Beside them, where boxes were asked for."""

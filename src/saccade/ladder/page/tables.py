@@ -246,6 +246,7 @@ _OF_BOXES = {
     "acc_at_0_5": "right and IoU 0.5",
     "agreement": "on what is named",
     "agreement_random": "random boxes on it",
+    "on_nothing": "boxes where nothing is",
     "invalid": "invalid",
     "redundant": "redundant",
     "changed": "changed by the control",
