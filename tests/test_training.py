@@ -209,6 +209,13 @@ def test_the_best_weights_on_validation_are_kept_where_that_is_asked(
     right[0] = 0.75
     start = rl.run(part(2, "start", "rl.keep=best"))
     assert equal(start, cold)  # nothing was better than what it began with
+    began = right.pop(1)
+    with pytest.raises(KeyError):  # stopped before its first checkpoint
+        rl.run(part(2, "stopped", "rl.keep=best"))
+    right[1] = began
+    rl.run(part(2, "stopped", "rl.keep=best"))
+    rows = metrics(tmp_path / "stopped" / "metrics.jsonl")
+    assert [r["step"] for r in rows if r["stage"] == "validation"] == [0, 1, 2]
     torch.use_deterministic_algorithms(False)
 
 

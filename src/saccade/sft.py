@@ -198,5 +198,6 @@ def resume(folder: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     for name in ("metrics", "episodes"):
-        folder.truncate(name, key="step", after=step)
+        # without a checkpoint all is done again, what was measured before the first step too
+        folder.truncate(name, key="step", after=-1 if latest is None else step)
     return step
