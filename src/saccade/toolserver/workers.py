@@ -309,7 +309,7 @@ class _Group:
                     raise missed_deadline(name, deadline_s)
                 pool = self.ready_pool()
                 try:
-                    answer = await self._asked(pool, (name, arguments, blocks), left)
+                    answer = await self._asked(pool, (name, arguments, blocks, ends), left)
                 except ProcessExpired as expired:
                     self.health.died += 1
                     self._note_failure()
@@ -341,8 +341,7 @@ class _Group:
 
     async def _asked(self, pool: Any, call: tuple[Any, ...], left_s: float) -> Answer:
         try:
-            ends = time.monotonic() + left_s
-            future = pool.schedule(in_child.call, args=(*call, ends), timeout=left_s)
+            future = pool.schedule(in_child.call, args=call, timeout=left_s)
         except RuntimeError as stopped:
             raise _Stalled from stopped
         self.under_way.add(future)
