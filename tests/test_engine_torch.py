@@ -417,12 +417,15 @@ def test_weights_can_not_change_under_a_running_turn(world: World) -> None:
     engine = world.engine()
 
     async def run() -> None:
-        running = asyncio.create_task(engine.turn(world.request(0, max_tokens=100_000)))
+        # many, of which some go on for long: one alone may end before it is looked at
+        requests = [world.request(0, g, max_tokens=100_000) for g in range(12)]
+        running = [asyncio.create_task(engine.turn(request)) for request in requests]
         while engine.stats.decode_steps < 2:
             await asyncio.sleep(0.001)
         with pytest.raises(EngineError, match="await them first"):
             engine.load(engine.model, 1)
-        running.cancel()
+        for turn in running:
+            turn.cancel()
 
     asyncio.run(run())
 
