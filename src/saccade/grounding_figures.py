@@ -135,8 +135,8 @@ def _agreement(episode: Episode) -> dict[str, float | None]:
     def agrees(named: BoxNamed, box: Box, name: str) -> bool:
         return any(
             root == other and iou(gold, there) >= AGREES
-            for root, gold in places[name]
             for other, there in named.image.on_roots(box)
+            for root, gold in places[name]
         )
 
     true = [agrees(named, named.box, name) for named, name in pairs]

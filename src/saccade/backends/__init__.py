@@ -109,15 +109,13 @@ def all_made(
     remembers. Raises RecipeError where there is none of a name or kind, or a package is missing.
     """
     chosen = {kind: (choices or {}).get(kind, BackendChoice()) for kind in KINDS}
-    ready: dict[BackendKind, Backend] = {}
-    for kind in sorted(kinds):
-        found = _checked(kind, chosen[kind])
-        if (found.reads or kind == "reader") and "reader" not in ready:
-            ready["reader"] = _checked("reader", chosen["reader"])(chosen["reader"])
-        if found.reads:
-            ready[kind] = found(chosen[kind], reader=ready["reader"])  # type: ignore[call-arg]
-        elif kind != "reader":
-            ready[kind] = found(chosen[kind])
+    classes = {kind: _checked(kind, chosen[kind]) for kind in sorted(kinds)}
+    looking = {kind: found for kind, found in classes.items() if found.reads}
+    if looking:
+        classes["reader"] = _checked("reader", chosen["reader"])
+    ready = {kind: found(chosen[kind]) for kind, found in classes.items() if kind not in looking}
+    for kind, found in looking.items():
+        ready[kind] = found(chosen[kind], reader=ready["reader"])  # type: ignore[call-arg]
     return ready
 
 

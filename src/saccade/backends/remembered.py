@@ -44,15 +44,13 @@ class Remembered(Generic[T]):
                     return self._known(key)
             try:
                 seen = look(picture)
-            except BaseException:
+                with self._lock:
+                    self._seen[key] = seen
+                    while len(self._seen) > self._most:
+                        self._seen.popitem(last=False)
+            finally:
                 with self._lock:
                     self._looking.pop(key, None)
-                raise
-            with self._lock:
-                self._looking.pop(key, None)
-                self._seen[key] = seen
-                while len(self._seen) > self._most:
-                    self._seen.popitem(last=False)
         return seen
 
     def _known(self, key: bytes) -> T:
